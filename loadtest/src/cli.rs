@@ -47,6 +47,10 @@ Soak profile:
   descriptors, p99 of the last quarter over that of the first, and loss. Memory and descriptors
   need the tracker's process on this host. An --expect-... that is not met ends it with code 1.
 
+Ctrl-C or SIGTERM ends a run, a soak or a comparison with a report on what was measured so far.
+
+Exit codes: 0 done, 1 the run failed, was interrupted or missed an --expect-..., 2 invalid usage.
+
 Examples:
   loadtest --profile soak --for 1h --target 127.0.0.1:6969 --expect-slope 1 --expect-descriptors 0
   loadtest --profile flood --target 127.0.0.1:6969 --duration 60 --expect-honest 0.95
@@ -287,7 +291,7 @@ pub(crate) struct RunArguments {
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Draw rate and latency over time.
+    /// Draw rate and latency over time; latency on a logarithmic axis.
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
     /// What only attacks have.

@@ -10,6 +10,8 @@ use skep::sys::clock::Clock;
 
 use crate::cli::CompareArguments;
 use crate::contestant::{Contestant, own_program, sibling_skep};
+use crate::error::LoadtestError;
+use crate::interrupt;
 use crate::limit::PEERS_MAX;
 use crate::machine::Machine;
 use crate::numbers::{grouped, median, per, real, whole};
@@ -103,20 +105,61 @@ const LIMITS: [(&str, &str); 2] = [("limit (uring)", "uring"), ("limit (mmsg)", 
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that does not start.
-pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
-    let plan = arguments.plan.carried_by(arguments.plan.plan()?, arguments.protocol, false)?;
+pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), LoadtestError> {
+    let plan = arguments.plan.plan();
+    let plan = plan.and_then(|plan| arguments.plan.carried_by(plan, arguments.protocol, false));
+    let plan = plan.map_err(LoadtestError::Usage)?;
+    let usage = |text: &str| Err(LoadtestError::Usage(text.to_owned()));
     if plan.profile.is_attack() || plan.profile == Profile::Soak {
-        return Err("this profile is a single run: leave out compare".to_owned());
+        return usage("this profile is a single run: leave out compare");
     }
     if plan.families == Families::Both {
-        return Err("compare one IP version at a time: --families v4 or v6".to_owned());
+        return usage("compare one IP version at a time: --families v4 or v6");
     }
+    interrupt::watch()?;
     let limit_peers = arguments.limit_peers.unwrap_or_else(|| limit_peers(&plan));
     let contestants = contestants(arguments, &plan, limit_peers);
     let cpus = usable_cpus().map_err(|error| format!("cannot read the usable CPUs: {error}"))?;
     let server_cpu = arguments.server_cpu.or_else(|| cpus.first().copied());
     let generator_cpus: Vec<usize> =
         cpus.iter().rev().copied().filter(|it| Some(*it) != server_cpu).collect();
+    let figures = rounds(arguments, &plan, &contestants, server_cpu, &generator_cpus)?;
+    let complete = figures.iter().map(Vec::len).min().unwrap_or(0);
+    if complete == 0 {
+        return Err(LoadtestError::Interrupted);
+    }
+    let row = |((contestant, _), rounds): (&(Contestant, bool), Vec<Figures>)| Row {
+        name: contestant.name.clone(),
+        command: contestant.command(),
+        median: Medians::of(&rounds),
+        rounds,
+    };
+    let rows: Vec<Row> = contestants.iter().zip(figures).map(row).collect();
+    let comparison = Comparison {
+        machine: Machine::look(),
+        warnings: warnings(&rows, &generator_cpus),
+        pinned: (server_cpu, generator_cpus),
+        plan,
+        limit_peers,
+        rounds: u16::try_from(complete).unwrap_or(arguments.rounds),
+        rows,
+    };
+    if arguments.json {
+        crate::print_json(&comparison)?;
+    } else {
+        print!("{}", comparison.text());
+    }
+    if interrupt::is_requested() { Err(LoadtestError::Interrupted) } else { Ok(()) }
+}
+
+/// Runs all rounds, or those until a signal: the figures of each contestant, by round.
+fn rounds(
+    arguments: &CompareArguments,
+    plan: &Plan,
+    contestants: &[(Contestant, bool)],
+    server_cpu: Option<usize>,
+    generator_cpus: &[usize],
+) -> Result<Vec<Vec<Figures>>, LoadtestError> {
     let clock = Clock::start();
     let mut figures: Vec<Vec<Figures>> = vec![Vec::new(); contestants.len()];
     for round in 0..usize::from(arguments.rounds) {
@@ -132,37 +175,21 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
                 targets: started.targets,
                 endpoint: started.endpoint(plan.transport.protocol),
                 pid: Some(started.server.pid()),
-                cpus: generator_cpus.clone(),
+                cpus: generator_cpus.to_vec(),
                 clock,
             };
-            let outcome = run(&plan, &site).map_err(|error| {
+            let outcome = run(&plan, &site);
+            if interrupt::is_requested() {
+                // A part of a run is not comparable with whole ones.
+                return Ok(figures);
+            }
+            let outcome = outcome.map_err(|error| {
                 format!("{}: {error} {}", contestant.name, started.server.last_words())
             })?;
             figures[place].push(Figures::of(&outcome));
         }
     }
-    let row = |((contestant, _), rounds): (&(Contestant, bool), Vec<Figures>)| Row {
-        name: contestant.name.clone(),
-        command: contestant.command(),
-        median: Medians::of(&rounds),
-        rounds,
-    };
-    let rows: Vec<Row> = contestants.iter().zip(figures).map(row).collect();
-    let comparison = Comparison {
-        machine: Machine::look(),
-        warnings: warnings(&rows, &generator_cpus),
-        pinned: (server_cpu, generator_cpus),
-        plan,
-        limit_peers,
-        rounds: arguments.rounds,
-        rows,
-    };
-    if arguments.json {
-        crate::print_json(&comparison)
-    } else {
-        print!("{}", comparison.text());
-        Ok(())
-    }
+    Ok(figures)
 }
 
 /// Average number of peers in a tracker's response, so that the limit sends as many.

@@ -11,6 +11,7 @@ use skep::client::http::scrape_target;
 use skep::client::tls::{self, TlsConfigError, Trust};
 use skep::client::url::{Scheme, Url};
 
+use crate::error::LoadtestError;
 use crate::plan::{Protocol, Transport};
 use crate::sources::Targets;
 
@@ -54,24 +55,26 @@ impl Aim {
     /// addresses.
     ///
     /// # Errors
-    /// One sentence with the cause.
+    /// [`LoadtestError::Usage`] for texts that are not targets; another one if a name cannot be
+    /// resolved.
     pub(crate) fn of(
         texts: &[String],
         trust: &TlsArguments,
         transport: &Transport,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, LoadtestError> {
+        let usage = |text: &str| LoadtestError::Usage(text.to_owned());
         let urls: Result<Vec<Url>, String> = texts.iter().map(|it| read(it)).collect();
-        let urls = urls?;
-        let first = urls.first().ok_or("give a --target")?;
+        let urls = urls.map_err(LoadtestError::Usage)?;
+        let first = urls.first().ok_or_else(|| usage("give a --target"))?;
         if urls.iter().any(|it| (it.scheme, &it.path) != (first.scheme, &first.path)) {
-            return Err("targets may differ in their address only".to_owned());
+            return Err(usage("targets may differ in their address only"));
         }
         let mut targets = Targets { v4: None, v6: None };
         for url in &urls {
             let address = resolve(url)?;
             let target = if address.is_ipv4() { &mut targets.v4 } else { &mut targets.v6 };
             if target.replace(address).is_some() {
-                return Err("give at most one --target per IP version".to_owned());
+                return Err(usage("give at most one --target per IP version"));
             }
         }
         let protocol = match first.scheme {
@@ -133,7 +136,7 @@ fn resolve(url: &Url) -> Result<SocketAddr, String> {
 mod tests {
     use super::*;
 
-    fn aim(texts: &[&str]) -> Result<Aim, String> {
+    fn aim(texts: &[&str]) -> Result<Aim, LoadtestError> {
         let texts: Vec<String> = texts.iter().map(|it| (*it).to_owned()).collect();
         Aim::of(&texts, &TlsArguments { ca: None, insecure: true }, &Transport::UDP)
     }
@@ -156,9 +159,14 @@ mod tests {
 
     #[test]
     fn targets_that_differ_are_refused() {
-        assert!(aim(&[]).is_err());
-        assert!(aim(&["http://127.0.0.1:7", "[::1]:8"]).is_err());
-        assert!(aim(&["127.0.0.1:7", "127.0.0.1:8"]).is_err());
-        assert!(aim(&["gopher://127.0.0.1:7"]).is_err());
+        for texts in [
+            &[][..],
+            &["http://127.0.0.1:7", "[::1]:8"],
+            &["127.0.0.1:7", "127.0.0.1:8"],
+            &["gopher://127.0.0.1:7"],
+            &["tracker.example"],
+        ] {
+            assert!(matches!(aim(texts), Err(LoadtestError::Usage(_))), "{texts:?}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use skep::sys::clock::Clock;
 use crate::cli::HoldArguments;
 use crate::descriptors;
 use crate::endpoint::Aim;
+use crate::error::LoadtestError;
 use crate::machine::Machine;
 use crate::numbers::{grouped, ns, per, seconds};
 use crate::phase::{Driver as _, Task};
@@ -59,13 +60,13 @@ struct Memory {
 ///
 /// # Errors
 /// One sentence with the cause, e.g. too few descriptors.
-pub(crate) fn hold(arguments: &HoldArguments) -> Result<(), String> {
+pub(crate) fn hold(arguments: &HoldArguments) -> Result<(), LoadtestError> {
     let aim = Aim::of(std::slice::from_ref(&arguments.url), &arguments.tls, &Transport::UDP)?;
     let Some(endpoint) = aim.endpoint.filter(|_| aim.protocol == Protocol::Ws) else {
-        return Err("hold needs a ws or wss URL".to_owned());
+        return Err(LoadtestError::Usage("hold needs a ws or wss URL".to_owned()));
     };
     let target = [aim.targets.v4, aim.targets.v6].into_iter().flatten().next();
-    let target = target.ok_or("the URL has no address")?;
+    let target = target.ok_or_else(|| "the URL has no address".to_owned())?;
     descriptors::raise(arguments.connections.into())?;
     let plan = Arc::new(plan(arguments));
     let pid = arguments.pid.or_else(|| listening_on(target, Protocol::Ws));
@@ -82,12 +83,13 @@ pub(crate) fn hold(arguments: &HoldArguments) -> Result<(), String> {
         if run.silent {
             return Err(format!("{target} stopped responding: {}", cause(&run.tally)));
         }
-        Ok((run.tally, rss_bytes(), generator.open_connections()))
+        Ok::<_, String>((run.tally, rss_bytes(), generator.open_connections()))
     };
     let before = rss_bytes();
     let (connecting, connected, opened) = phase(Task::Connect)?;
     if opened == 0 {
-        return Err(format!("{target}: no connection could be opened: {}", cause(&connecting)));
+        let cause = cause(&connecting);
+        return Err(format!("{target}: no connection could be opened: {cause}").into());
     }
     let (filling, announced, _) = phase(Task::Fill)?;
     let duration_ns = ns(arguments.duration);
@@ -117,7 +119,8 @@ pub(crate) fn hold(arguments: &HoldArguments) -> Result<(), String> {
         held.print();
     }
     if opened < arguments.connections.into() {
-        return Err(format!("{target}: only {opened} could be opened: {}", cause(&connecting)));
+        let cause = cause(&connecting);
+        return Err(format!("{target}: only {opened} could be opened: {cause}").into());
     }
     Ok(())
 }

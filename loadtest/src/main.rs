@@ -5,6 +5,7 @@
 //!                │        phase, requests, sources, population, slots, check
 //!                └─ process, contestant: the tracker's side; limit: the responder without tracking
 //! attack: attack profiles; soak: long runs; compare, memory: many runs; hold: connections
+//! interrupt: Ctrl-C; error: exit codes
 //! ```
 
 mod attack;
@@ -14,8 +15,10 @@ mod compare;
 mod contestant;
 mod descriptors;
 mod endpoint;
+mod error;
 mod generator;
 mod hold;
+mod interrupt;
 mod limit;
 mod machine;
 mod memory;
@@ -26,6 +29,7 @@ mod plan;
 mod plot;
 mod population;
 mod process;
+mod progress;
 mod report;
 mod requests;
 mod run;
@@ -46,6 +50,7 @@ use skep::sys::clock::Clock;
 use cli::{Cli, Command, RunArguments};
 use contestant::{Contestant, Started, own_program, sibling_skep};
 use endpoint::Aim;
+use error::LoadtestError;
 use machine::Machine;
 use plan::{Families, Plan, Profile, Protocol};
 use report::Figures;
@@ -61,18 +66,20 @@ fn main() -> ExitCode {
         None => single(&cli.run),
         Some(Command::Run(arguments)) => single(arguments),
         Some(Command::Limit(limit_arguments)) => {
-            limit::serve_limit(&limit_arguments.serve, limit_arguments.peers)
+            limit::serve_limit(&limit_arguments.serve, limit_arguments.peers).map_err(Into::into)
         }
-        Some(Command::Serve(options)) => limit::serve_tracker(options),
+        Some(Command::Serve(options)) => limit::serve_tracker(options).map_err(Into::into),
         Some(Command::Compare(compare_arguments)) => compare::compare(compare_arguments),
         Some(Command::Hold(hold_arguments)) => hold::hold(hold_arguments),
-        Some(Command::Memory(memory_arguments)) => memory::memory(memory_arguments),
+        Some(Command::Memory(memory_arguments)) => {
+            memory::memory(memory_arguments).map_err(Into::into)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loadtest: {error}");
-            ExitCode::FAILURE
+            error.exit_code()
         }
     }
 }
@@ -87,14 +94,18 @@ struct Printed<'a> {
 }
 
 /// One run against a given tracker, or against a skep that it starts.
-fn single(arguments: &RunArguments) -> Result<(), String> {
-    let plan = arguments.soak.plan(arguments.plan.plan()?)?;
+fn single(arguments: &RunArguments) -> Result<(), LoadtestError> {
+    let plan = arguments.plan.plan().map_err(LoadtestError::Usage)?;
+    let plan = arguments.soak.plan(plan).map_err(LoadtestError::Usage)?;
     if plan.profile.is_attack() {
         return attack::attack(arguments, &plan);
     }
     if arguments.attack.are_given() {
-        return Err("options of the attack profiles have no effect on this --profile".to_owned());
+        return Err(LoadtestError::Usage(
+            "options of the attack profiles have no effect on this --profile".into(),
+        ));
     }
+    interrupt::watch()?;
     let clock = Clock::start();
     let cpus = usable_cpus().map_err(|error| format!("cannot read the usable CPUs: {error}"))?;
     let (started, name, aim);
@@ -110,7 +121,7 @@ fn single(arguments: &RunArguments) -> Result<(), String> {
     }
     let Aim { targets, protocol, endpoint } = aim;
     let tls = endpoint.as_ref().is_some_and(|it| it.tls.is_some());
-    let plan = arguments.plan.carried_by(plan, protocol, tls)?;
+    let plan = arguments.plan.carried_by(plan, protocol, tls).map_err(LoadtestError::Usage)?;
     let plan = families_of(plan, &targets, arguments);
     let own = started.as_ref().map(|it| it.server.pid());
     let pid = arguments.pid.or(own).or_else(|| {
@@ -129,9 +140,10 @@ fn single(arguments: &RunArguments) -> Result<(), String> {
     let outcome = run(&plan, &site)?;
     let figures = Figures::of(&outcome);
     if let Some(file) = &arguments.plot {
-        plot::plot(file, &format!("{name}: responses"), &outcome.tally)?;
+        plot::plot(file, [&name, &figures.in_short(&outcome.plan)], &outcome.tally)?;
     }
-    print(arguments, &name, &outcome.plan, &figures)
+    print(arguments, &name, &outcome.plan, &figures)?;
+    if interrupt::is_requested() { Err(LoadtestError::Interrupted) } else { Ok(()) }
 }
 
 fn print(

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::interrupt;
 use crate::numbers::{NS_PER_S, real, whole};
 use crate::tally::Tally;
 
@@ -114,6 +115,10 @@ pub(crate) trait Driver: Send {
             let now_ns = self.now_ns();
             let turn_ns = now_ns - last_ns;
             last_ns = now_ns;
+            if interrupt::is_requested() {
+                // Nothing more is sent; responses under way are still awaited.
+                run.deadline_ns = run.deadline_ns.min(now_ns);
+            }
             run.tally.busy_and_idle_ns += turn_ns;
             run.tally.idle_ns += if worked { 0 } else { turn_ns };
             if now_ns >= expire_at_ns {

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use skep::sys::affinity::pin;
 use skep::sys::clock::Clock;
 use skep::types::{Event, Family, InfoHash, PeerId};
 
+use crate::interrupt;
 use crate::plan::Protocol;
 
 /// Resources that a process has used so far.
@@ -137,6 +139,10 @@ impl Server {
             // skep's state directory is here, not in the home of the user who runs the measurement.
             command.env("SKEP__SERVER__STATE_DIR", folder);
             command.stdout(log.try_clone()?).stderr(log);
+            if interrupt::is_watched() {
+                // A terminal sends Ctrl-C to the whole group: the tracker must outlast the report.
+                command.process_group(0);
+            }
             // Affinity is inherited, so a temporary thread sets it and starts the command.
             std::thread::scope(|scope| {
                 let starter = scope.spawn(|| {
@@ -201,6 +207,7 @@ impl Server {
         if let Ok(Some(status)) = self.child.try_wait() {
             return Err(format!("the tracker ended early ({status}): {}", self.last_words()));
         }
+        interrupt::check("starting the tracker")?;
         if clock.elapsed_ns_at(clock.now()) > give_up_ns {
             let words = self.last_words();
             return Err(format!("the tracker does not serve after 20 s: {words}"));

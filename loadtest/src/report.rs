@@ -74,6 +74,42 @@ pub(crate) struct FillFigures {
     pub(crate) errors: u64,
 }
 
+impl FillFigures {
+    /// Reasons to doubt a fill with so many peers.
+    fn doubts(&self, peers: u64) -> Vec<String> {
+        let scraped = self.scraped.unwrap_or(0);
+        let [resident, wanted, counted] = [self.resident, peers, scraped].map(grouped);
+        let doubts = [
+            (
+                self.resident < peers,
+                format!("only {resident} of {wanted} peers could be filled in"),
+            ),
+            (
+                // A tracker that stores nothing, like the limit responder, reports counts of 0.
+                scraped > 0 && peers.saturating_sub(scraped) > peers / 1000,
+                format!(
+                    "the tracker counts {counted} of {wanted} peers: it has lost or refused the \
+                     others"
+                ),
+            ),
+            (
+                self.has_former_peers(),
+                format!(
+                    "the tracker counts {counted} peers in these torrents, this run has \
+                     {resident}: the others are of former runs, and memory per peer is not \
+                     measured; restart the tracker, or choose another --seed"
+                ),
+            ),
+        ];
+        doubts.into_iter().filter_map(|(applies, text)| applies.then_some(text)).collect()
+    }
+
+    /// Whether the tracker had peers in these torrents before.
+    fn has_former_peers(&self) -> bool {
+        self.scraped.is_some_and(|it| it > self.resident + self.resident / 1000)
+    }
+}
+
 /// All figures of one run.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Figures {
@@ -121,6 +157,10 @@ pub(crate) struct Figures {
     pub(crate) stream: Option<StreamCounts>,
     /// The tracker's process.
     pub(crate) server: Option<ServerFigures>,
+    /// Its id, if it was a process of this host at the start.
+    pub(crate) pid: Option<u32>,
+    /// Whether a signal ended the run early.
+    pub(crate) is_partial: bool,
     /// Reasons to doubt these results.
     pub(crate) warnings: Vec<String>,
 }
@@ -168,8 +208,15 @@ impl Figures {
             }),
             stream: (plan.transport.protocol != Protocol::Udp).then_some(tally.stream),
             server: server(outcome),
+            pid: outcome.pid,
+            is_partial: outcome.is_partial,
             warnings: Vec::new(),
         };
+        if figures.fill.is_some_and(|fill| fill.has_former_peers())
+            && let Some(server) = &mut figures.server
+        {
+            server.bytes_per_peer = None;
+        }
         figures.warnings = figures.doubts(plan);
         figures
     }
@@ -182,6 +229,10 @@ impl Figures {
                 doubts.push(text);
             }
         };
+        doubt(
+            self.is_partial,
+            format!("interrupted after {:.1} of {:.1} s", self.seconds, plan.duration_s),
+        );
         doubt(
             cfg!(debug_assertions),
             "debug build: the generator is slow; use cargo run --release".to_owned(),
@@ -224,18 +275,22 @@ impl Figures {
         let invalid: u64 = self.invalid.values().sum();
         doubt(invalid > 0, format!("{invalid} responses are invalid"));
         if let Some(fill) = self.fill {
-            let peers = u64::from(plan.peers);
-            doubt(
-                fill.resident < peers,
-                format!("only {} of {peers} peers could be filled in", fill.resident),
-            );
-            // A tracker that stores nothing, like the limit responder, reports counts of 0.
-            doubt(
-                fill.scraped.is_some_and(|it| it > 0 && it.abs_diff(peers) > peers / 1000),
-                format!("the tracker counts {} of {peers} peers", fill.scraped.unwrap_or(0)),
-            );
+            doubts.extend(fill.doubts(plan.peers.into()));
         }
         doubts
+    }
+
+    /// What was run and what was lost, for the head of a plot.
+    pub(crate) fn in_short(&self, plan: &Plan) -> String {
+        let partial = if self.is_partial { ", interrupted" } else { "" };
+        format!(
+            "{:?} profile over {}, {}: {}/s answered, {:.4} % lost{partial}",
+            plan.profile,
+            plan.transport.text(),
+            plan.pace(),
+            rate(self.answered_per_s),
+            self.lost_share * 100.0
+        )
     }
 
     /// The report for people.
@@ -359,7 +414,13 @@ impl Figures {
                     mib(server.rss_start_bytes)
                 )?;
             }
-            None => writeln!(out, "server      not a process of this host: no CPU, no memory")?,
+            None => match self.pid {
+                Some(pid) => writeln!(
+                    out,
+                    "server      process {pid} has ended or been replaced: no CPU, no memory"
+                )?,
+                None => writeln!(out, "server      not a process of this host: no CPU, no memory")?,
+            },
         }
         Ok(())
     }
@@ -400,6 +461,7 @@ mod tests {
     use super::*;
     use crate::plan::Profile;
     use crate::process::Usage;
+    use crate::run::Filled;
     use crate::tally::Tally;
 
     fn outcome() -> Outcome {
@@ -417,7 +479,8 @@ mod tests {
         let usage = Some([at(0, 1 << 20), at(10, 2 << 20), at(2_000_010, 2 << 20)]);
         let own_usage = [at(0, 0); 2];
         let plan = Profile::Smoke.plan();
-        Outcome { plan, filled: None, tally, resident: 7, usage, own_usage }
+        let (pid, is_partial) = (Some(4711), false);
+        Outcome { plan, filled: None, tally, resident: 7, usage, own_usage, pid, is_partial }
     }
 
     #[test]
@@ -443,6 +506,43 @@ mod tests {
             figures.warnings
         );
         assert!(figures.text().contains("warning: "));
+    }
+
+    /// The figures of a fill of 2000 peers of which the tracker counts so many.
+    fn filled(scraped: u64) -> Figures {
+        let tally = Tally::new(1, 0);
+        let filled = Filled { seconds: 1.0, resident: 2000, scraped: Some(scraped), tally };
+        Figures::of(&Outcome { filled: Some(filled), ..outcome() })
+    }
+
+    #[test]
+    fn peers_of_former_runs_are_named_as_such() {
+        let warns =
+            |figures: &Figures, text: &str| figures.warnings.iter().any(|it| it.contains(text));
+        let former = filled(23_204);
+        let text = "the tracker counts 23 204 peers in these torrents, this run has 2 000: the \
+                    others are of former runs";
+        assert!(warns(&former, text), "{:?}", former.warnings);
+        assert_eq!(former.server.unwrap().bytes_per_peer, None);
+        let lost = filled(1500);
+        assert!(warns(&lost, "the tracker counts 1 500 of 2 000 peers"), "{:?}", lost.warnings);
+        assert!(filled(2000).server.unwrap().bytes_per_peer.is_some());
+        assert!(!warns(&filled(2001), "the tracker counts"));
+    }
+
+    #[test]
+    fn what_has_ended_and_what_was_interrupted_is_named() {
+        let replaced = Figures::of(&Outcome { usage: None, ..outcome() }).text();
+        assert!(replaced.contains("process 4711 has ended or been replaced"), "{replaced}");
+        let elsewhere = Figures::of(&Outcome { usage: None, pid: None, ..outcome() }).text();
+        assert!(elsewhere.contains("not a process of this host"), "{elsewhere}");
+        let partial = Figures::of(&Outcome { is_partial: true, ..outcome() });
+        assert!(
+            partial.text().contains("warning: interrupted after 0.5 of "),
+            "{}",
+            partial.text()
+        );
+        assert!(partial.in_short(&outcome().plan).ends_with("% lost, interrupted"));
     }
 
     #[test]

@@ -5,10 +5,9 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use skep::sys::affinity::pin;
 use skep::sys::clock::Clock;
 
@@ -16,11 +15,13 @@ use crate::check::Invalid;
 use crate::descriptors;
 use crate::endpoint::Endpoint;
 use crate::generator::Generator;
+use crate::interrupt;
 use crate::numbers::{ns, real, seconds, whole};
 use crate::phase::{Driver, Run, Task};
 use crate::plan::{Families, Plan, Protocol};
 use crate::population::{Peer, Seat, populate};
 use crate::process::{Usage, usage};
+use crate::progress::Progress;
 use crate::sources::{Targets, open, origins};
 use crate::stream;
 use crate::tally::Tally;
@@ -70,6 +71,10 @@ pub(crate) struct Outcome {
     pub(crate) usage: Option<[Usage; 3]>,
     /// Resources of this process before and after the measured phase.
     pub(crate) own_usage: [Usage; 2],
+    /// The tracker's process, if it was one of this host at the start.
+    pub(crate) pid: Option<u32>,
+    /// Whether a signal ended the measured phase.
+    pub(crate) is_partial: bool,
 }
 
 /// Sockets, peers and threads of a run.
@@ -97,6 +102,7 @@ impl Session {
         let mut session = Self { plan: Arc::new(plan), site: site.clone(), generators };
         let (tally, _) = session.phase("connecting", Task::Connect, None);
         let missing = u64::from(session.plan.sources).saturating_sub(tally.answered[0]);
+        interrupt::check("connecting")?;
         if missing > 0 {
             return Err(session.unconnected(missing, &tally));
         }
@@ -186,8 +192,8 @@ impl Session {
     /// One phase on all threads, with a progress bar on a terminal. True if it was aborted because
     /// the tracker had stopped responding.
     fn phase(&mut self, name: &'static str, task: Task, expected: Option<u64>) -> (Tally, bool) {
-        let progress = AtomicU64::new(0);
-        let bar = progress_bar(name, expected);
+        let progress = Arc::new(AtomicU64::new(0));
+        let bar = Progress::new(name, task, expected, progress.clone());
         let cpus = &self.site.cpus;
         let runs: Vec<Run> = std::thread::scope(|scope| {
             let threads: Vec<_> = self
@@ -195,7 +201,7 @@ impl Session {
                 .iter_mut()
                 .enumerate()
                 .map(|(index, generator)| {
-                    let (cpu, progress) = (cpus.get(index).copied(), &progress);
+                    let (cpu, progress) = (cpus.get(index).copied(), &*progress);
                     scope.spawn(move || {
                         // Unpinned, it measures as well, but with more noise.
                         let _ = cpu.map(pin);
@@ -204,12 +210,12 @@ impl Session {
                 })
                 .collect();
             while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-                bar.set_position(progress.load(Ordering::Relaxed));
+                bar.update();
                 std::thread::sleep(Duration::from_millis(20));
             }
             threads.into_iter().filter_map(|it| it.join().ok()).collect()
         });
-        bar.finish_and_clear();
+        bar.clear();
         let silent = runs.iter().any(|it| it.silent);
         let mut tallies = runs.into_iter().map(|it| it.tally);
         let mut sum = tallies.next().unwrap_or_else(|| Tally::new(1, 0));
@@ -304,10 +310,13 @@ pub(crate) fn run(plan: &Plan, site: &Site) -> Result<Outcome, String> {
     let mut session = Session::open(plan, site)?;
     // The cost of open connections is not a cost of peers; `hold` measures it.
     let start = if site.endpoint.is_some() { session.usage() } else { start };
+    interrupt::check("connecting")?;
     let filled = plan.fill.then(|| session.fill()).transpose()?;
+    interrupt::check("filling")?;
     if plan.warmup_s > 0.0 {
         session.load("warming up", plan.warmup_s)?;
     }
+    interrupt::check("warming up")?;
     let own = || usage(std::process::id()).unwrap_or_default();
     let (before, own_before) = (session.usage(), own());
     let tally = session.load("measuring", plan.duration_s)?;
@@ -315,7 +324,8 @@ pub(crate) fn run(plan: &Plan, site: &Site) -> Result<Outcome, String> {
     let usage = start.zip(before).zip(after).map(|((start, before), after)| [start, before, after]);
     let resident = session.resident();
     let plan = Plan::clone(&session.plan);
-    Ok(Outcome { plan, filled, tally, resident, usage, own_usage })
+    let (pid, is_partial) = (site.pid, interrupt::is_requested());
+    Ok(Outcome { plan, filled, tally, resident, usage, own_usage, pid, is_partial })
 }
 
 /// One thread's part of `count` things.
@@ -325,19 +335,6 @@ fn share(count: u32, thread: u16, threads: u16) -> Range<u32> {
         u32::try_from(scaled).unwrap_or(count)
     };
     at(thread)..at(thread + 1)
-}
-
-/// Draws nothing if standard error is not a terminal.
-fn progress_bar(name: &'static str, expected: Option<u64>) -> ProgressBar {
-    let (bar, template) = match expected {
-        Some(length) => (
-            ProgressBar::new(length),
-            "{msg:>10} [{bar:40}] {human_pos}/{human_len} {per_sec} {eta}",
-        ),
-        None => (ProgressBar::new_spinner(), "{msg:>10} {human_pos} responses {per_sec} {elapsed}"),
-    };
-    let style = ProgressStyle::with_template(template);
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(name)
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use crate::attack::{Bound, Figures, Measure};
 use crate::cli::RunArguments;
+use crate::error::LoadtestError;
+use crate::interrupt;
 use crate::machine::Machine;
 use crate::numbers::{grouped, per, real, seconds, whole};
 use crate::plan::{Plan, Profile};
@@ -122,7 +124,7 @@ pub(crate) fn soak(
     tracker: &str,
     plan: &Plan,
     site: &Site,
-) -> Result<(), String> {
+) -> Result<(), LoadtestError> {
     let rate = match plan.rate {
         Some(value) => value,
         None => whole(peak(plan, site)? * PART).max(1),
@@ -135,6 +137,7 @@ pub(crate) fn soak(
     if plan.warmup_s > 0.0 {
         session.load("warming up", plan.warmup_s)?;
     }
+    interrupt::check("warming up")?;
     let looks = || (site.pid.and_then(usage), site.pid.and_then(descriptors));
     let before = looks();
     let (mut windows, mut tallies) = (Vec::new(), Vec::new());
@@ -150,13 +153,19 @@ pub(crate) fn soak(
         }
         windows.push(window);
         tallies.push(tally);
+        if interrupt::is_requested() {
+            break;
+        }
     }
     let mut figures = figures(plan, before.1, &windows, &tallies);
     let elapsed_ns = site.clock.elapsed_ns_at(site.clock.now()) - start_ns;
     figures.used(before.0, looks().0, elapsed_ns);
     figures.judge(&arguments.soak.expected());
     print(arguments, tracker, plan, &windows, &figures)?;
-    if figures.missed.is_empty() { Ok(()) } else { Err(figures.missed.join("; ")) }
+    if interrupt::is_requested() {
+        return Err(LoadtestError::Interrupted);
+    }
+    if figures.missed.is_empty() { Ok(()) } else { Err(figures.missed.join("; ").into()) }
 }
 
 /// Responses per second in a closed loop.
@@ -166,6 +175,7 @@ fn peak(plan: &Plan, site: &Site) -> Result<f64, String> {
         session.fill()?;
     }
     let tally = session.load("measuring the peak", (plan.duration_s / 10.0).min(PEAK_S_MAX))?;
+    interrupt::check("measuring the peak")?;
     Ok(real(tally.answered_in_time) / seconds(tally.elapsed_ns).max(1e-9))
 }
 
@@ -259,6 +269,10 @@ fn figures(
         ),
     ];
     let mut warnings = Vec::new();
+    if interrupt::is_requested() {
+        let passed_s = windows.last().map_or(0.0, |window| window.at_s);
+        warnings.push(format!("interrupted after {passed_s:.0} of {:.0} s", plan.duration_s));
+    }
     if plan.duration_s < TELLING_S {
         let minutes = plan.duration_s / 60.0;
         warnings.push(format!("{minutes:.1} minutes: slow growth shows only in hours"));

@@ -297,13 +297,16 @@ fn a_target_that_takes_connections_and_says_nothing_is_given_up() {
     assert!(said.contains(&address.to_string()), "{said}");
 }
 
-/// Answers some announces as a tracker does, then closes its socket.
-fn short_lived(announces: usize) -> (String, std::thread::JoinHandle<()>) {
+/// Responds to announces as a tracker does, until `is_enough` for their number; then its socket is
+/// closed.
+fn respond(
+    mut is_enough: impl FnMut(usize) -> bool + Send + 'static,
+) -> (String, std::thread::JoinHandle<()>) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
-    let answer = move || {
+    let respond = move || {
         let (mut datagram, mut answered) = ([0; 2048], 0);
-        while answered < announces {
+        while !is_enough(answered) {
             let (_, from) = socket.recv_from(&mut datagram).unwrap();
             let (action, transaction) = (&datagram[8..12], &datagram[12..16]);
             let announce = action == [0, 0, 0, 1];
@@ -313,7 +316,12 @@ fn short_lived(announces: usize) -> (String, std::thread::JoinHandle<()>) {
             answered += usize::from(announce);
         }
     };
-    (address, std::thread::spawn(answer))
+    (address, std::thread::spawn(respond))
+}
+
+/// A tracker that ends after some announces.
+fn short_lived(announces: usize) -> (String, std::thread::JoinHandle<()>) {
+    respond(move |answered| answered >= announces)
 }
 
 #[test]
@@ -330,6 +338,47 @@ fn a_tracker_that_ends_in_mid_run_ends_the_run() {
         let wanted = format!("{address} stopped responding while {phase}, after ");
         assert!(said.contains(&wanted) && said.contains("connection refused"), "{said}");
     }
+}
+
+/// Starts a run, sends it a signal once many requests of the measured phase have had a response,
+/// and waits for its end.
+fn interrupted(arguments: &[&str], signal: &str) -> Output {
+    const MANY: usize = 2000;
+    let (reached, many) = std::sync::mpsc::channel();
+    let (address, _tracker) = respond(move |answered| {
+        if answered == MANY {
+            let _ = reached.send(());
+        }
+        false
+    });
+    let small = ["--torrents", "50", "--peers", "200", "--warmup", "0", "--mix", "0:1:0"];
+    let more = ["--duration", "600", "--families", "v4", "--timeout-ms", "300"];
+    let child = Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args([&small[..], &more, &["--target", &address], arguments].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    many.recv().unwrap();
+    let kill = format!("kill -{signal} {}", child.id());
+    assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_signal_ends_a_run_with_a_report_on_what_was_measured() {
+    let output = interrupted(&["--json"], "TERM");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), &*said), (Some(1), "loadtest: interrupted\n"));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let figures = &result["figures"];
+    assert_eq!(figures["is_partial"], true);
+    assert!(figures["answered"]["announce"].as_u64().unwrap() > 100, "{figures}");
+    assert!(figures["seconds"].as_f64().unwrap() < 600.0, "{figures}");
+    let output = interrupted(&[], "INT");
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{report}");
+    assert!(report.contains("warning: interrupted after ") && report.contains(" of 600.0 s"));
 }
 
 #[test]
@@ -542,7 +591,7 @@ fn a_soak_reports_what_creeps_and_keeps_its_bounds() {
     let report = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(report.matches("descriptors\n").count() >= 8 && report.contains("500/s"), "{report}");
     for arguments in [&["--for", "3s"][..], &["--profile", "smoke", "--expect-slope", "1"]] {
-        assert_eq!(loadtest(arguments).status.code(), Some(1), "{arguments:?}");
+        assert_eq!(loadtest(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
 
@@ -566,9 +615,14 @@ fn expectations_of_attacks_decide_the_exit_code() {
         (&["--profile", "sybil", "--requests", "7", "--target", &target], "--requests"),
         (&["--expect-honest", "0.5"], "--profile"),
         (&["compare", "--profile", "flood"], "compare"),
+        (&["compare", "--families", "both"], "--families v4 or v6"),
+        (&["--target", "foo"], "--target foo: the port is missing"),
+        (&["--target", "127.0.0.1:1", "--target", "127.0.0.1:2"], "one --target per IP version"),
+        (&["--churn", "2"], "churn"),
+        (&["hold", "http://127.0.0.1:1"], "ws or wss"),
     ] {
         let output = loadtest(arguments);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains(wanted), "{said}");
     }

@@ -87,6 +87,10 @@ impl ListFileError {
     /// What is wrong, without the place if it is one line.
     pub fn problem(&self) -> String {
         match self {
+            // The reason why a word is not a network quotes it already.
+            Self::Line { word, expected, .. } if expected.starts_with(&format!("{word:?}")) => {
+                format!("invalid line: {expected}")
+            }
             Self::Line { word, expected, .. } => {
                 format!("invalid line {word:?}; expected: {expected}")
             }

@@ -15,7 +15,7 @@ use super::api::{Caller, Parameters, work};
 use super::body::BodyFields;
 use super::problem::ApiError;
 use super::{Admin, NOT_KEPT, Process, Routes};
-use crate::access::lists::{ListName, ListValue, parse_value, reason};
+use crate::access::lists::{ListKind, ListName, ListValue, parse_value, reason};
 use crate::access_store::{AccessError, AccessManager, Change, Edit};
 
 /// Maximum number of values of one edit.
@@ -177,7 +177,7 @@ async fn edit<P: Process>(
         push_added(&mut edit, name, value)?;
     }
     for json in remove {
-        let text = json.as_str().ok_or_else(|| not_one(REMOVE, name))?;
+        let text = json.as_str().ok_or_else(|| not_one(REMOVE, name, None))?;
         edit.remove.extend(values(REMOVE, name, text)?);
     }
     let change =
@@ -197,7 +197,7 @@ fn push_added(edit: &mut Edit, name: ListName, value: Field) -> Result<(), ApiEr
         }
         _ => (None, None),
     };
-    let text = text.ok_or_else(|| not_one(ADD, name))?;
+    let text = text.ok_or_else(|| not_one(ADD, name, None))?;
     let reason = sound(reason)?;
     edit.add.extend(values(ADD, name, &text)?.map(|it| (it, reason.clone())));
     Ok(())
@@ -274,7 +274,8 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for ListPath {
         // A path that cannot be decoded names no list.
         let Path((kind, side, text)) = path.map_err(|_| ApiError::no_such_list())?;
         let name = name(&kind, &side).ok_or_else(ApiError::no_such_list)?;
-        let found = parse_value(name.kind(), &text).ok_or_else(|| not_one("value", name))?;
+        let found =
+            parse_value(name.kind(), &text).ok_or_else(|| not_one("value", name, Some(&text)))?;
         Ok(Self { name, first: found.0, second: found.1 })
     }
 }
@@ -289,7 +290,7 @@ fn name(kind: &str, side: &str) -> Option<ListName> {
 
 /// Parses one value of a parameter.
 fn value(field: &'static str, name: ListName, text: &str) -> Result<ListValue, ApiError> {
-    parse_value(name.kind(), text).map(|it| it.0).ok_or_else(|| not_one(field, name))
+    parse_value(name.kind(), text).map(|it| it.0).ok_or_else(|| not_one(field, name, Some(text)))
 }
 
 /// Parses a value, or the two values of a hybrid torrent's magnet link.
@@ -298,12 +299,20 @@ fn values(
     name: ListName,
     text: &str,
 ) -> Result<impl Iterator<Item = ListValue> + use<>, ApiError> {
-    let found = parse_value(name.kind(), text).ok_or_else(|| not_one(field, name))?;
+    let found = parse_value(name.kind(), text).ok_or_else(|| not_one(field, name, Some(text)))?;
     Ok([Some(found.0), found.1].into_iter().flatten())
 }
 
-fn not_one(field: &'static str, name: ListName) -> ApiError {
-    ApiError::bad_parameter(field, format!("must be {}", name.kind().allowed()))
+/// The error for what is not a value of a list; for a text that is not a network with the exact
+/// reason, as in settings and files.
+fn not_one(field: &'static str, name: ListName, text: Option<&str>) -> ApiError {
+    let kind = name.kind();
+    match text {
+        Some(text) if kind == ListKind::Networks => {
+            ApiError::bad_parameter(field, kind.expected_instead_of(text))
+        }
+        _ => ApiError::bad_parameter(field, format!("must be {}", kind.allowed())),
+    }
 }
 
 /// Checks a reason, which must fit into one line of a file.

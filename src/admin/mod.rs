@@ -14,6 +14,7 @@ pub mod live;
 mod passkeys;
 mod problem;
 mod registrations;
+mod runbook;
 
 pub use access::Token;
 
@@ -135,6 +136,7 @@ fn pages<P: Process>() -> Routes<P> {
         ("/stats/live", get(live::socket::<P>)),
         ("/stats.json", get(stats_json::<P>)),
         ("/badge.svg", get(badge::<P>)),
+        ("/runbook/{alert}", get(runbook::section)),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! `skep health`: asks the running tracker for `/livez`, for scripts and the HEALTHCHECK of an image.
+//! `skep health`: asks the running tracker for `/livez`, for scripts and an image's HEALTHCHECK.
 //!
 //! `skep probe` cannot do that: with registered torrents, passkeys or trusted proxies, a tracker
 //! that is well refuses a probe. The admin listener serves `/livez` to everybody, in every mode.
@@ -29,7 +29,7 @@ The tracker is well while every worker's loop makes progress (/livez), also unde
 drain, and before the swarms are restored. Whether clients are served is for skep probe, whether new
 ones should be sent is /readyz.
 
-Exit codes: 0 the tracker is well, 1 it is not, or there is none, 2 invalid usage or configuration.";
+Exit codes: 0 the tracker is well, 1 it is not, or there is none, 2 invalid usage or settings.";
 
 /// Limits of the request: half of the five seconds that the image's HEALTHCHECK allows, for the
 /// connect and again for the response.

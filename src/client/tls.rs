@@ -149,8 +149,8 @@ fn verifier_of(
 }
 
 /// Trusts the certificates in a file: as authorities, and as the server's own. `openssl req -x509`
-/// marks a self-signed certificate as an authority's, which the library accepts from no server; curl
-/// accepts it, where its file holds that very certificate.
+/// marks a self-signed certificate as an authority's, which the library accepts from no server;
+/// curl accepts it, where its file holds that very certificate.
 #[derive(Debug)]
 struct Pinned {
     authorities: Arc<WebPkiServerVerifier>,

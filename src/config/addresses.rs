@@ -43,10 +43,15 @@ impl Config {
                 Conflict::new((section, "listen"), &[], format!("{address} is listed twice"))
             }));
         }
-        let is_anything_served = [self.udp_listen(), self.http_listen(), &self.tls.listen]
-            .iter()
-            .any(|it| !it.is_empty());
-        if !is_anything_served && self.http.unix_socket.is_empty() {
+        let lists = [self.udp_listen(), self.http_listen(), self.tls_listen()];
+        let is_anything_served =
+            lists.iter().any(|it| !it.is_empty()) || !self.unix_socket().is_empty();
+        if !self.udp.enabled && !self.has_streams() {
+            let problem = "is false, and so are http.enabled and websocket.enabled: nothing is \
+                           served";
+            let others = &[("http", "enabled"), ("websocket", "enabled")];
+            all.push(Conflict::new(("udp", "enabled"), others, problem));
+        } else if !is_anything_served {
             let problem = "is empty, and so are udp.listen, http.listen and tls.listen: there is \
                            no address to serve on";
             all.push(Conflict::new(("server", "listen"), &LISTENING[1..], problem));
@@ -59,7 +64,7 @@ impl Config {
     /// Addresses that two listeners for connections need at once.
     fn shared_addresses(&self) -> Vec<Conflict> {
         let mut all = Vec::new();
-        for tls in &self.tls.listen {
+        for tls in self.tls_listen() {
             if let Some(plain) = self.http_listen().iter().find(|it| overlap(*tls, **it)) {
                 let problem = format!(
                     "{tls} is in use: {plain} is served without TLS; remedy: give TLS a port of \
@@ -69,7 +74,7 @@ impl Config {
             }
         }
         let admin = self.admin.listen;
-        let mut streams = self.http_listen().iter().chain(&self.tls.listen);
+        let mut streams = self.http_listen().iter().chain(self.tls_listen());
         if let Some(address) = streams.find(|it| overlap(admin, **it)) {
             let problem = format!(
                 "{admin} is in use: clients are served on {address} over TCP; remedy: give the \

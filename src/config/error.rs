@@ -175,8 +175,8 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// An error with one fault. `place` is a variable, a flag, or a setting as `section.key`; empty:
-    /// none.
+    /// An error with one fault. `place` is a variable, a flag, or a setting as `section.key`;
+    /// empty: none.
     pub fn at(place: impl Into<String>, problem: impl Into<String>) -> Self {
         let (place, fault) = (place.into(), ConfigFinding::fault(problem));
         let is_setting = super::setting(&place).is_some();

@@ -209,6 +209,8 @@ sections! {
 
     /// The UDP front end (BEP 15).
     udp: Udp {
+        /// Whether UDP is served.
+        enabled: bool = true;
         /// Addresses for UDP only. Empty: those of server.listen.
         listen: Vec<SocketAddr> = Vec::new();
         /// Receive buffer to request for each socket. The kernel grants at most
@@ -227,6 +229,9 @@ sections! {
     /// The HTTP front end (BEP 3, 7, 21, 23, 24, 31, 48), and what WebSockets share with it: one
     /// TCP port, connections, source addresses.
     http: Http {
+        /// Whether announces and scrapes over HTTP are served, with and without TLS. If
+        /// websocket.enabled is false as well, nothing is served over TCP but the admin listener.
+        enabled: bool = true;
         /// Addresses for HTTP and WebSocket only. Empty: those of server.listen.
         listen: Vec<SocketAddr> = Vec::new();
         /// Unix socket to serve HTTP and WebSocket on, for a reverse proxy on this host. The proxy
@@ -276,6 +281,8 @@ sections! {
 
     /// WebTorrent: browsers find each other through WebSockets on HTTP's ports, on any path.
     websocket: Websocket {
+        /// Whether WebSockets are served on HTTP's ports.
+        enabled: bool = true;
         /// Seconds until a WebTorrent client's next announce.
         interval_s: u32 = 120, in 10..=7200 => live;
         /// Seconds between pings: proxies cut sockets that are silent for 60 to 100 seconds.
@@ -487,12 +494,43 @@ impl Access {
 impl Config {
     /// Addresses that UDP is served on.
     pub fn udp_listen(&self) -> &[SocketAddr] {
-        if self.udp.listen.is_empty() { &self.server.listen } else { &self.udp.listen }
+        match self.udp.enabled {
+            false => &[],
+            true if self.udp.listen.is_empty() => &self.server.listen,
+            true => &self.udp.listen,
+        }
     }
 
     /// Addresses that HTTP and WebSocket are served on.
     pub fn http_listen(&self) -> &[SocketAddr] {
-        if self.http.listen.is_empty() { &self.server.listen } else { &self.http.listen }
+        match self.has_streams() {
+            false => &[],
+            true if self.http.listen.is_empty() => &self.server.listen,
+            true => &self.http.listen,
+        }
+    }
+
+    /// Addresses that HTTP and WebSocket are served on over TLS.
+    pub fn tls_listen(&self) -> &[SocketAddr] {
+        if self.has_streams() { &self.tls.listen } else { &[] }
+    }
+
+    /// The path of the Unix socket that HTTP and WebSocket are served on; empty: none.
+    pub fn unix_socket(&self) -> &str {
+        if self.has_streams() { &self.http.unix_socket } else { "" }
+    }
+
+    /// Whether anything is served over TCP, besides the admin listener.
+    pub fn has_streams(&self) -> bool {
+        self.http.enabled || self.websocket.enabled
+    }
+
+    /// Whether UDP and TCP are served on the same addresses, those of server.listen.
+    pub fn shares_addresses(&self) -> bool {
+        self.udp.enabled
+            && self.has_streams()
+            && self.udp.listen.is_empty()
+            && self.http.listen.is_empty()
     }
 
     /// The settings as a commented TOML file.

@@ -93,7 +93,7 @@ impl Config {
     fn tls_conflicts(&self) -> Vec<Conflict> {
         let tls = &self.tls;
         let files = [("certificate", &tls.certificate), ("key", &tls.key)];
-        let missing = files.iter().filter(|it| !tls.listen.is_empty() && it.1.is_empty());
+        let missing = files.iter().filter(|it| !self.tls_listen().is_empty() && it.1.is_empty());
         let conflict = |(key, _): &(&'static str, _)| {
             let problem = "is empty, but tls.listen is set; remedy: name a PEM file, or leave \
                            tls.listen empty";
@@ -112,11 +112,16 @@ impl Config {
                         tls.listen, for example to [\"0.0.0.0:443\", \"[::]:443\"]";
             warnings.push(ConfigFinding::warning(text).about(*key));
         }
+        if !self.tls.listen.is_empty() && !self.has_streams() {
+            let text = "is set, but nothing is served there: http.enabled and websocket.enabled \
+                        are false; remedy: set one of them to true, or leave it empty";
+            warnings.push(ConfigFinding::warning(text).about("tls.listen"));
+        }
         let from = |section| if self.is_own(section) { section } else { "server" };
         for (kind, section, addresses) in [
             ("UDP", from("udp"), self.udp_listen()),
             ("HTTP", from("http"), self.http_listen()),
-            ("TLS", "tls", self.tls.listen.as_slice()),
+            ("TLS", "tls", self.tls_listen()),
         ] {
             let is_wildcard = |it: &&SocketAddr| it.ip().is_unspecified() && it.is_ipv6();
             let alone = addresses.iter().all(SocketAddr::is_ipv6);

@@ -210,7 +210,10 @@ impl ConfigReport {
                 self.findings.push(ConfigFinding::fault(error.message()).at(place));
             }
         }
-        let is_broken = |place: &ConfigPlace| matches!(place, ConfigPlace::File { line, .. } if broken_lines.contains(line));
+        let is_broken = |place: &ConfigPlace| match place {
+            ConfigPlace::File { line, .. } => broken_lines.contains(line),
+            _ => false,
+        };
         for (section, inner) in tree.into_inner() {
             let place = at(section.span().start);
             let name = section.get_ref().as_ref();

@@ -116,10 +116,10 @@ fn certificate(report: &mut ConfigReport, user: Option<&UnixUser>) {
 
 /// The paths of Unix sockets.
 fn unix_sockets(report: &mut ConfigReport) {
-    let (http, handover) = (&report.config.http, &report.config.server);
+    let config = &report.config;
     let sockets = [
-        ("http.unix_socket", http.unix_socket.clone()),
-        ("server.handover_socket", handover.handover_socket.clone()),
+        ("http.unix_socket", config.unix_socket().to_owned()),
+        ("server.handover_socket", config.server.handover_socket.clone()),
     ];
     for (key, path) in sockets {
         if path.is_empty() || report.is_faulty(key) {

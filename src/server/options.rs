@@ -127,6 +127,8 @@ fn http(config: &Config) -> http::Options {
         full_scrape: section.full_scrape,
         full_scrape_interval_s: section.full_scrape_interval_s,
         public_stats: section.public_stats,
+        without_announces: !section.enabled,
+        without_websockets: !config.websocket.enabled,
         warning: section.warning.clone(),
         tracker_id: section.tracker_id.clone(),
     }
@@ -168,7 +170,7 @@ fn request_log(config: &Config) -> Option<Arc<RequestLog>> {
 pub(super) fn tls(config: &Config) -> Option<certificate::Files> {
     let section = &config.tls;
     let path = |text: &str| PathBuf::from(text);
-    (!section.listen.is_empty()).then(|| certificate::Files {
+    (!config.tls_listen().is_empty()).then(|| certificate::Files {
         certificate: path(&section.certificate),
         key: path(&section.key),
     })

@@ -13,5 +13,6 @@ mod stats_page;
 mod stats_page_browser;
 #[path = "../support/mod.rs"]
 mod support;
+mod transcript;
 mod webtorrent;
 mod webtorrent_clients;

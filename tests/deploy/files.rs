@@ -320,7 +320,8 @@ fn the_image_and_its_company_are_well_described() {
 fn the_image_is_built_with_every_file_that_a_build_reads() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sent = fs::read_to_string(root.join("deploy/container/Dockerfile.dockerignore")).unwrap();
-    for name in ["Cargo.toml", "Cargo.lock", "askama.toml", "src", "loadtest"] {
+    let names = ["Cargo.toml", "Cargo.lock", "askama.toml", "src", "loadtest", "docs/operating.md"];
+    for name in names {
         assert!(root.join(name).exists(), "{name}");
         assert!(sent.lines().any(|line| line == format!("!{name}")), "{name} is not sent");
     }

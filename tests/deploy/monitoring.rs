@@ -19,6 +19,9 @@ use crate::support::{DEADLINE, Skep, command, has_ipv6};
 use crate::tools::{ROOT, agrees, deployed, document, have, have_yaml, list, text, text_of};
 use crate::traffic::Traffic;
 
+/// Alerts whose instance, if any, is not a tracker that could show its runbook.
+const OF_NO_TRACKER: [&str; 2] = ["SkepAbsent", "SkepConntrackNear"];
+
 /// Metrics of others that we name: Prometheus' own, and node_exporter's.
 const OF_OTHERS: [&str; 3] = ["up", "node_nf_conntrack_entries", "node_nf_conntrack_entries_limit"];
 
@@ -71,6 +74,9 @@ fn every_alert_is_tried_both_ways_and_explained() {
         // No URL: it is not published anywhere that could be named here.
         let place = format!("docs/operating.md#{} in skep's repository", alert.to_lowercase());
         assert_eq!(rule["annotations"]["runbook"], place);
+        let link = format!("http://{{{{ $labels.instance }}}}/runbook/{alert}");
+        let link = (!OF_NO_TRACKER.contains(&alert)).then_some(link);
+        assert_eq!(rule["annotations"]["runbook_url"].as_str(), link.as_deref(), "{alert}");
         let severity = text(&rule["labels"]["severity"]);
         assert!(["critical", "warning", "info"].contains(&severity), "{alert}: {severity}");
     }

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::support::{
     Client, Metrics, eventually, has_io_uring, http_ask, http_get, leecher, seeder,
 };
-use crate::tools::{documents, have, have_yaml, program, rendered, said, text};
+use crate::tools::{agrees, documents, have, have_yaml, program, rendered, said, text};
 
 /// The user that the manifests name.
 const USER: u32 = 65532;
@@ -91,14 +91,15 @@ impl Podman {
         self.agrees(&["pod", "rm", "--all"]);
     }
 
-    /// Plays documents.
-    fn play(&self, documents: &[Value]) {
+    /// Plays documents; flags are those of `podman play kube`.
+    fn play(&self, documents: &[Value], flags: &[&str]) {
         let file = self.path("play.yaml");
         let text: Vec<_> = documents.iter().map(Value::to_string).collect();
         fs::write(&file, text.join("\n---\n")).unwrap();
         let profiles = self.path("profiles").display().to_string();
         let file = file.display().to_string();
-        self.agrees(&["play", "kube", "--seccomp-profile-root", &profiles, &file]);
+        let play = ["play", "kube", "--seccomp-profile-root", &profiles];
+        self.agrees(&[&play, flags, &[&file]].concat());
     }
 
     fn inspect(&self, container: &str, format: &str) -> String {
@@ -133,8 +134,14 @@ fn root_with(file: &Path, name: &str) -> TempDir {
     root
 }
 
+/// As deploy/container/Dockerfile makes it.
 fn skep() -> TempDir {
-    root_with(Path::new(env!("CARGO_BIN_EXE_skep")), "/skep")
+    let root = root_with(Path::new(env!("CARGO_BIN_EXE_skep")), "/skep");
+    let state = root.path().join("var/lib/skep");
+    fs::create_dir_all(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    chown(state, Some(USER), Some(USER)).unwrap();
+    root
 }
 
 /// What the image of that name has of use here.
@@ -168,13 +175,15 @@ fn pod_of(daemon_set: &Value, podman: &Podman) -> Value {
     pod
 }
 
-/// The pod of skep, on ports of the kernel's choice: those that are taken are not this test's.
-fn skep_pod(daemon_set: &Value, podman: &Podman) -> Value {
-    let mut pod = pod_of(daemon_set, podman);
-    let profile = text(&pod["spec"]["securityContext"]["seccompProfile"]["localhostProfile"]);
-    let profile = format!("localhost/{}", profile.strip_prefix("profiles/").unwrap());
-    let annotation = "container.seccomp.security.alpha.kubernetes.io/skep";
-    pod["metadata"]["annotations"][annotation] = profile.into();
+/// The pod of skep, with these variables set.
+fn skep_pod(workload: &Value, podman: &Podman, set: &[(&str, &str)]) -> Value {
+    let mut pod = pod_of(workload, podman);
+    let profile = &pod["spec"]["securityContext"]["seccompProfile"]["localhostProfile"];
+    if let Some(profile) = profile.as_str() {
+        let profile = format!("localhost/{}", profile.strip_prefix("profiles/").unwrap());
+        let annotation = "container.seccomp.security.alpha.kubernetes.io/skep";
+        pod["metadata"]["annotations"][annotation] = profile.into();
+    }
     let container = pod["spec"]["containers"][0].as_object_mut().unwrap();
     container.insert("image".to_owned(), "localhost/skep:0.1.0".into());
     // podman turns probes into programs of the container, which has none, and ports into mappings.
@@ -182,14 +191,9 @@ fn skep_pod(daemon_set: &Value, podman: &Podman) -> Value {
         assert!(container.remove(key).is_some(), "{key}");
     }
     let variables = container["env"].as_array_mut().unwrap();
-    variables.retain(|it| it["name"] != "POD_IP" && it["name"] != "SKEP__ADMIN__LISTEN");
-    for (name, value) in [
-        ("POD_IP", "127.0.0.1"),
-        ("SKEP__ADMIN__LISTEN", "127.0.0.1:0"),
-        ("SKEP__SERVER__LISTEN", "127.0.0.1:0"),
-        ("SKEP__SERVER__DRAIN_S", "0"),
-        ("SKEP__ACCESS__MODE", "registered"),
-    ] {
+    let always = [("POD_IP", "127.0.0.1"), ("SKEP__SERVER__DRAIN_S", "0")];
+    for (name, value) in always.iter().chain(set) {
+        variables.retain(|variable| variable["name"] != *name);
         variables.push(json!({ "name": name, "value": value }));
     }
     pod
@@ -235,37 +239,43 @@ fn found<'a>(all: &'a [Value], kind: &str, name: &str) -> &'a Value {
     all.iter().find(is_found).unwrap()
 }
 
-#[test]
-fn pods_run_and_a_rollout_keeps_their_state() {
-    if !have(&["kubectl", "podman", "runc", "busybox"]) || !have_yaml() {
-        return;
+/// podman, where it can run a container; else why not is printed.
+fn podman() -> Option<Podman> {
+    if !have(&["kubectl", "podman", "runc", "busybox", "curl", "nsenter"]) || !have_yaml() {
+        return None;
     }
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
         println!("skipped: podman as root, to give a folder to another user");
-        return;
+        return None;
     }
-    let podman = match Podman::prepare() {
-        Ok(podman) => podman,
-        Err(error) => {
-            println!("skipped: podman cannot run a container here: {error}");
-            return;
-        }
-    };
+    let prepared = Podman::prepare();
+    prepared.inspect_err(|it| println!("skipped: podman cannot run a container here: {it}")).ok()
+}
+
+#[test]
+fn pods_run_and_a_rollout_keeps_their_state() {
+    let Some(podman) = podman() else { return };
     let all = documents(&rendered("io-uring-seccomp"));
     let installer = found(&all, "DaemonSet", "skep-seccomp");
     let profile = found(&all, "ConfigMap", "skep-seccomp-");
     let mut settings = found(&all, "ConfigMap", "skep-config-").clone();
-    let pod = skep_pod(found(&all, "DaemonSet", "skep"), &podman);
+    // Ports of the kernel's choice: those that are taken on this host are not this test's.
+    let set = [
+        ("SKEP__ADMIN__LISTEN", "127.0.0.1:0"),
+        ("SKEP__SERVER__LISTEN", "127.0.0.1:0"),
+        ("SKEP__ACCESS__MODE", "registered"),
+    ];
+    let pod = skep_pod(found(&all, "DaemonSet", "skep"), &podman, &set);
     let probes = &found(&all, "DaemonSet", "skep")["spec"]["template"]["spec"]["containers"][0];
 
     let mut installer = pod_of(installer, &podman);
     // Its second container does nothing, by an image that is not here.
     installer["spec"]["containers"][0]["image"] = "docker.io/library/busybox:1.37".into();
-    podman.play(&[profile.clone(), installer]);
+    podman.play(&[profile.clone(), installer], &[]);
     assert!(podman.path("profiles/skep-io-uring.json").is_file());
     podman.stop_all();
 
-    podman.play(&[settings.clone(), pod.clone()]);
+    podman.play(&[settings.clone(), pod.clone()], &[]);
     let (udp, admin, line) = ready(&podman);
     let io = if has_io_uring() { "uring" } else { "mmsg" };
     assert!(line.ends_with(&format!(" io={io} workers=2")), "{line}");
@@ -286,7 +296,7 @@ fn pods_run_and_a_rollout_keeps_their_state() {
     settings["data"]["skep.toml"] = (text + "\n[tracker]\ninterval_s = 900\n").into();
     assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], GRACE_S);
     podman.stop_all();
-    podman.play(&[settings, pod]);
+    podman.play(&[settings, pod], &[]);
     let (udp, admin, _) = ready(&podman);
     let metrics = || Metrics { text: http_get(admin, "/metrics").1 };
     eventually("the swarm is restored", || {
@@ -296,4 +306,35 @@ fn pods_run_and_a_rollout_keeps_their_state() {
     let (response, peers) = Client::connect(udp).announce(&leecher(7, 4002));
     assert!(response.interval_s < 1400 && peers.len() == 6, "{response:?} {peers:?}");
     assert_eq!(fs::read_to_string(state.join("admin.token")).unwrap(), token);
+}
+
+/// The pod of the other overlay, on its own ports in a network that has nothing but loopback.
+#[test]
+fn a_claim_keeps_the_state_of_the_pod_behind_a_balancer() {
+    let Some(podman) = podman() else { return };
+    let all = documents(&rendered("loadbalancer"));
+    let claim = found(&all, "PersistentVolumeClaim", "skep-state").clone();
+    let settings = found(&all, "ConfigMap", "skep-config-").clone();
+    let set = [("SKEP__ADMIN__LISTEN", "127.0.0.1:6970")];
+    let pod = skep_pod(found(&all, "Deployment", "skep"), &podman, &set);
+    let in_the_pod = |url: &str| {
+        let id = podman.inspect("skep-skep", "{{.State.Pid}}");
+        agrees("nsenter", &["--target", &id, "--net", "curl", "--silent", "--fail", url])
+    };
+    podman.play(&[claim, settings.clone(), pod.clone()], &["--network", "none"]);
+    let (_, _, line) = ready(&podman);
+    assert!(line.contains(" tcp=0.0.0.0:6969 ") && line.ends_with(" workers=2"), "{line}");
+    is_confined(&podman);
+    podman.agrees(&["exec", "skep-skep", "/skep", "probe", "udp://127.0.0.1:6969"]);
+    let hash = "a".repeat(20);
+    let announce = format!("announce?info_hash={hash}&peer_id={hash}&port=6881&left=0");
+    assert!(in_the_pod(&format!("http://127.0.0.1:6969/{announce}")).starts_with("d8:complete"));
+
+    podman.stop_all();
+    podman.play(&[settings, pod], &["--network", "none"]);
+    ready(&podman);
+    let seeders = "skep_peers{family=\"ipv4\",state=\"seeder\"} 1\n";
+    eventually("the swarm is restored", || {
+        in_the_pod("http://127.0.0.1:6970/metrics").contains(seeders)
+    });
 }

@@ -17,7 +17,7 @@ pub(crate) struct Document {
 }
 
 /// README.md, the pages of docs/ and the decisions.
-fn documents() -> Vec<Document> {
+pub(crate) fn documents() -> Vec<Document> {
     let mut paths = vec![PathBuf::from("README.md")];
     for folder in ["docs", "docs/decisions"] {
         let pages = fs::read_dir(Path::new(ROOT).join(folder)).unwrap();
@@ -52,7 +52,7 @@ impl Document {
     }
 
     /// What stands between backticks, outside blocks.
-    fn spans(&self) -> Vec<&str> {
+    pub(crate) fn spans(&self) -> Vec<&str> {
         let mut is_block = false;
         let mut found = Vec::new();
         for line in self.text.lines() {
@@ -127,7 +127,8 @@ fn is_key(setting: &Setting, key: &str) -> bool {
 #[test]
 fn every_setting_in_the_documents_exists() {
     let mut seen = 0;
-    for document in documents() {
+    // Findings have names of the same form.
+    for document in documents().into_iter().filter(|it| it.path != "docs/findings.md") {
         for span in document.spans() {
             for word in span.split([' ', ',', '=', '(', ')']) {
                 let Some((section, key)) = as_setting(word) else { continue };
@@ -173,7 +174,7 @@ fn every_example_of_a_configuration_is_one() {
 }
 
 /// Calls of skep in a line for the shell: the words behind its name, of each.
-fn calls(text: &str) -> Vec<Vec<&str>> {
+pub(crate) fn calls(text: &str) -> Vec<Vec<&str>> {
     let text = text.trim_start().trim_start_matches(['$', '#', '(']);
     let words: Vec<_> = text.split_whitespace().take_while(|it| *it != "#").collect();
     let ends = ["|", "||", "&&", ";", ">"];
@@ -276,7 +277,7 @@ fn every_test_that_the_page_on_faults_names_exists() {
 }
 
 /// The Rust files below a folder.
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

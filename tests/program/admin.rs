@@ -239,7 +239,13 @@ fn description(address: SocketAddr) -> Description {
 
 /// A target that a described path stands for.
 fn target_of(path: &str) -> String {
-    let places = [("{kind}", "ports"), ("{side}", "deny"), ("{value}", "25"), ("{id}", "00")];
+    let places = [
+        ("{kind}", "ports"),
+        ("{side}", "deny"),
+        ("{value}", "25"),
+        ("{id}", "00"),
+        ("{alert}", "SkepDown"),
+    ];
     let path = path.replace("{info_hash}", &"19".repeat(20));
     places.iter().fold(path, |path, (place, value)| path.replace(place, value))
 }
@@ -286,8 +292,9 @@ fn ask_everything(
     }
 }
 
-/// Requests about lists: the described path and method, the target, the body.
+/// Requests about alerts and lists: the described path and method, the target, the body.
 const LISTS: &[(&str, &str, &str, &str)] = &[
+    ("/runbook/{alert}", "GET", "/runbook/SkepNothing", ""),
     ("/api/v1/access", "GET", "/api/v1/access?x=1", ""),
     (LIST, "GET", "/api/v1/access/ports/deny?limit=1", ""),
     (LIST, "GET", "/api/v1/access/ports/deny?limit=0", ""),

@@ -82,6 +82,31 @@ fn nothing_needs_to_be_said() {
 }
 
 #[test]
+fn each_front_end_can_be_served_alone() {
+    let temporary = tempfile::tempdir().unwrap();
+    let load = |text: &str| file(temporary.path(), text).load().unwrap();
+    let own: std::net::SocketAddr = "127.0.0.1:7".parse().unwrap();
+    let config = load("[server]\nlisten = []\n[http]\nlisten = [\"127.0.0.1:7\"]\n");
+    assert_eq!((config.udp_listen(), config.http_listen()), (&[][..], &[own][..]));
+    let config = load("[server]\nlisten = []\n[udp]\nlisten = [\"127.0.0.1:7\"]\n");
+    assert_eq!((config.udp_listen(), config.http_listen()), (&[own][..], &[][..]));
+    let usual = Config::default().server.listen;
+    let config = load("[udp]\nenabled = false\n");
+    assert_eq!((config.udp_listen(), config.http_listen()), (&[][..], &usual[..]));
+    assert!(!config.shares_addresses());
+    let config = load("[http]\nenabled = false\n");
+    assert_eq!(config.http_listen(), &usual[..], "WebSockets are served there");
+    let text = "[http]\nenabled = false\nunix_socket = \"/x\"\n[websocket]\nenabled = false\n\
+                [tls]\nlisten = [\"127.0.0.1:7\"]\n";
+    let report = file(temporary.path(), text).judge();
+    let found: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
+    assert!(found.len() == 1 && found[0].contains("but nothing is served there"), "{found:?}");
+    let config = report.into_config().unwrap();
+    assert_eq!((config.http_listen(), config.tls_listen()), (&[][..], &[][..]));
+    assert_eq!((config.udp_listen(), config.unix_socket()), (&usual[..], ""));
+}
+
+#[test]
 fn the_environment_overrides_the_file_and_flags_override_both() {
     let temporary = tempfile::tempdir().unwrap();
     let text = "[tracker]\ninterval_s = 600\ninterval_jitter_s = 10\nnumwant_max = 100\n";
@@ -105,80 +130,83 @@ fn the_environment_overrides_the_file_and_flags_override_both() {
     assert_eq!(config.server.listen, ["127.0.0.1:3".parse().unwrap()]);
 }
 
+/// Files with one fault: the place, and a part of what is printed.
+const BAD_FILES: &[(&str, &str, &str)] = &[
+    ("[tracker]\nintervall_s = 900\n", "2:1", "tracker.intervall_s: no such setting"),
+    ("[tracker]\nintervall_s = 900\n", "2:1", "did you mean interval_s?"),
+    ("[tracker]\nburst = 900\n", "2:1", "did you mean burst below [limits]?"),
+    ("[trackr]\n", "1:2", "trackr: no such section; did you mean [tracker]?"),
+    ("bare = 1\n", "1:1", "bare: is outside of a section"),
+    ("burst = 1\n", "1:1", "did you mean burst below [limits]?"),
+    ("tracker = 1\n", "1:1", "write [tracker] on a line of its own"),
+    ("[server]\nlisten = [\"::1\"]\n", "2:11", "server.listen: \"::1\" has no port"),
+    ("[server]\nlisten = [\"::1\"]\n", "2:11", "did you mean \"[::1]:6969\"?"),
+    ("[server]\nlisten = [\"::1\"]\n", "2:11", "allowed: a list of addresses"),
+    ("[server]\nlisten = \"0.0.0.0:1\"\n", "2:10", "did you mean [\"0.0.0.0:1\"]?"),
+    ("[server]\nlisten = []\n", "2:1", "there is no address to serve on"),
+    ("[udp]\nlisten = [\"[::]:1\", \"[::]:1\"]\n", "2:1", "udp.listen: [::]:1 is listed twice"),
+    ("[server]\n\n  io = \"epoll\"\n", "3:8", "allowed: \"auto\", \"uring\", \"mmsg\""),
+    ("[server]\n\n  io = \"urng\"\n", "3:8", "did you mean \"uring\"?"),
+    ("[server]\nworkers = -1\n", "2:11", "-1 is out of bounds; allowed: 0 to 1024"),
+    ("[server]\nworkers = 1025\n", "2:11", "1025 is out of bounds; allowed: 0 to 1024"),
+    ("[server]\nworkers = \"2\"\n", "2:11", "\"2\" is not a whole number; allowed: 0 to 1024"),
+    ("[server]\nworkers = \"2\"\n", "2:11", "did you mean 2, without quotes?"),
+    ("[server]\nstate_dir = 7\n", "2:13", "is not a text in quotes; did you mean \"7\"?"),
+    ("[tracker]\ninterval_s = \"30m\"\n", "2:14", "number of seconds, such as 1800; allowed"),
+    ("[tracker]\ninterval_s = \"30m\"\n", "2:14", "did you mean 1800, without quotes?"),
+    ("[http]\npublic_stats = \"yes\"\n", "2:16", "\"yes\" is neither true nor false"),
+    ("[http]\npublic_stats = \"yes\"\n", "2:16", "did you mean true, without quotes?"),
+    ("[udp]\nreceive_buffer = \"8 mb\"\n", "2:18", "\"64KiB\" to \"512MiB\""),
+    ("[udp]\nreceive_buffer = \"8 mb\"\n", "2:18", "did you mean \"8MiB\"?"),
+    ("[udp]\nreceive_buffer = 1\n", "2:18", "1 is out of bounds; allowed: \"64KiB\" to"),
+    ("[memory]\nmax_memory = \"63MiB\"\n", "2:14", "is too little: the least is 64MiB"),
+    ("[memory]\nmax_memory = \"half\"\n", "2:14", "allowed: \"auto\", \"64MiB\" or more, 0"),
+    ("[memory]\nmax_memory = [1]\n", "2:14", "[1] is not a size: sizes are in KiB, MiB or"),
+    ("[memory]\nmax_memory = \"4GB\"\n", "2:14", "sizes are in KiB, MiB or GiB; allowed:"),
+    ("[memory]\nmax_memory = \"4GB\"\n", "2:14", "did you mean \"4GiB\"?"),
+    ("[udp]\nconnection_id = \"md5\"\n", "2:17", "allowed: \"siphash\", \"hmac-sha256\""),
+    ("[access]\nmode = \"whitelist\"\n", "2:8", "\"whitelist\" is not an allowed value"),
+    ("[access]\nmode = \"registred\"\n", "2:8", "did you mean \"registered\"?"),
+    ("[tracker]\ninterval_s = 0\n", "2:14", "allowed: 1 to 7200"),
+    ("[tracker]\npeer_age_s_max = 21601\n", "2:18", "allowed: 2 to 21600"),
+    ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "1920 must exceed the larger of interval_s"),
+    ("[tracker]\ninterval_s_max = 3780\n", "2:1", "tracker.peer_age_s_max: 3900 must exceed"),
+    (LONG_TRACKER_ID, "2:1", "http.tracker_id: has 129 bytes; it may have 128"),
+    ("[websocket]\ninterval_s = 3900\n", "2:1", "3900 must exceed websocket.interval_s"),
+    ("[tracker]\ninterval_s = 100\n", "2:1", "_jitter_s: 120 must be below interval_s"),
+    ("[tracker]\nnumwant_max = 10\n", "2:1", "numwant_default: 50 must not exceed numwant"),
+    ("[udp]\nlisten = [\"239.0.0.1:7\"]\n", "2:1", "udp.listen: 239.0.0.1:7 is a multicast"),
+    ("[tls]\nlisten = [\"[ff02::1]:7\"]\ncertificate = \"c\"\nkey = \"k\"\n", "2:1", "multicast"),
+    (
+        "[tls]\nlisten = [\"127.0.0.1:6969\"]\ncertificate = \"c\"\nkey = \"k\"\n",
+        "2:1",
+        "127.0.0.1:6969 is in use: 0.0.0.0:6969 is served without TLS; allowed: a list of",
+    ),
+    (
+        "[udp]\nenabled = false\n[http]\nenabled = false\n[websocket]\nenabled = false\n",
+        "2:1",
+        "udp.enabled: is false, and so are http.enabled and websocket.enabled: nothing is",
+    ),
+    ("[http]\nlisten = [\"255.255.255.255:7\"]\n", "2:1", "or broadcast address"),
+    ("[admin]\nlisten = \"127.0.0.1:6969\"\n", "2:1", "are served on 0.0.0.0:6969 over TCP"),
+    ("[admin]\nlisten = \"[::]:6969\"\n", "2:1", "are served on [::]:6969 over TCP"),
+    ("[admin]\nlisten = \"6971\"\n", "2:10", "did you mean \"127.0.0.1:6971\"?"),
+    ("[admin]\ntoken = \"short-secret\"\n", "2:1", "admin.token: needs 16 to 512 printable"),
+    ("[http]\nlisten = [\"127.0.0.1:6970\"]\n", "2:1", "admin.listen: 127.0.0.1:6970 is in"),
+    (LONG_UNIX_SOCKET, "2:1", "http.unix_socket: has 108 bytes; a socket's path may have 107"),
+    ("[http]\nsource_header = \"via\"\n", "2:17", "\"x-real-ip\""),
+    ("[log]\nlevel = \"loud\"\n", "2:9", "\"warn\""),
+    ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1", "duplicate key"),
+    ("[log\n", "1:5", "unclosed table"),
+    ("# é\n[log]\nformat = \"é\" x\n", "3:14", ""),
+];
+
 #[test]
 fn a_bad_file_is_refused_with_place_setting_and_what_is_allowed() {
     let temporary = tempfile::tempdir().unwrap();
-    let cases = [
-        ("[tracker]\nintervall_s = 900\n", "2:1", "tracker.intervall_s: no such setting"),
-        ("[tracker]\nintervall_s = 900\n", "2:1", "did you mean interval_s?"),
-        ("[tracker]\nburst = 900\n", "2:1", "did you mean burst below [limits]?"),
-        ("[trackr]\n", "1:2", "trackr: no such section; did you mean [tracker]?"),
-        ("bare = 1\n", "1:1", "bare: is outside of a section"),
-        ("burst = 1\n", "1:1", "did you mean burst below [limits]?"),
-        ("tracker = 1\n", "1:1", "write [tracker] on a line of its own"),
-        ("[server]\nlisten = [\"::1\"]\n", "2:11", "server.listen: \"::1\" has no port"),
-        ("[server]\nlisten = [\"::1\"]\n", "2:11", "did you mean \"[::1]:6969\"?"),
-        ("[server]\nlisten = [\"::1\"]\n", "2:11", "allowed: a list of addresses"),
-        ("[server]\nlisten = \"0.0.0.0:1\"\n", "2:10", "did you mean [\"0.0.0.0:1\"]?"),
-        ("[server]\nlisten = []\n", "2:1", "there is no address to serve on"),
-        ("[udp]\nlisten = [\"[::]:1\", \"[::]:1\"]\n", "2:1", "udp.listen: [::]:1 is listed twice"),
-        ("[server]\n\n  io = \"epoll\"\n", "3:8", "allowed: \"auto\", \"uring\", \"mmsg\""),
-        ("[server]\n\n  io = \"urng\"\n", "3:8", "did you mean \"uring\"?"),
-        ("[server]\nworkers = -1\n", "2:11", "-1 is out of bounds; allowed: 0 to 1024"),
-        ("[server]\nworkers = 1025\n", "2:11", "1025 is out of bounds; allowed: 0 to 1024"),
-        ("[server]\nworkers = \"2\"\n", "2:11", "\"2\" is not a whole number; allowed: 0 to 1024"),
-        ("[server]\nworkers = \"2\"\n", "2:11", "did you mean 2, without quotes?"),
-        ("[server]\nstate_dir = 7\n", "2:13", "is not a text in quotes; did you mean \"7\"?"),
-        ("[tracker]\ninterval_s = \"30m\"\n", "2:14", "number of seconds, such as 1800; allowed"),
-        ("[tracker]\ninterval_s = \"30m\"\n", "2:14", "did you mean 1800, without quotes?"),
-        ("[http]\npublic_stats = \"yes\"\n", "2:16", "\"yes\" is neither true nor false"),
-        ("[http]\npublic_stats = \"yes\"\n", "2:16", "did you mean true, without quotes?"),
-        ("[udp]\nreceive_buffer = \"8 mb\"\n", "2:18", "\"64KiB\" to \"512MiB\""),
-        ("[udp]\nreceive_buffer = \"8 mb\"\n", "2:18", "did you mean \"8MiB\"?"),
-        ("[udp]\nreceive_buffer = 1\n", "2:18", "1 is out of bounds; allowed: \"64KiB\" to"),
-        ("[memory]\nmax_memory = \"63MiB\"\n", "2:14", "is too little: the least is 64MiB"),
-        ("[memory]\nmax_memory = \"half\"\n", "2:14", "allowed: \"auto\", \"64MiB\" or more, 0"),
-        ("[memory]\nmax_memory = [1]\n", "2:14", "[1] is not a size: sizes are in KiB, MiB or"),
-        ("[memory]\nmax_memory = \"4GB\"\n", "2:14", "sizes are in KiB, MiB or GiB; allowed:"),
-        ("[memory]\nmax_memory = \"4GB\"\n", "2:14", "did you mean \"4GiB\"?"),
-        ("[udp]\nconnection_id = \"md5\"\n", "2:17", "allowed: \"siphash\", \"hmac-sha256\""),
-        ("[access]\nmode = \"whitelist\"\n", "2:8", "\"whitelist\" is not an allowed value"),
-        ("[access]\nmode = \"registred\"\n", "2:8", "did you mean \"registered\"?"),
-        ("[tracker]\ninterval_s = 0\n", "2:14", "allowed: 1 to 7200"),
-        ("[tracker]\npeer_age_s_max = 21601\n", "2:18", "allowed: 2 to 21600"),
-        ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "1920 must exceed the larger of interval_s"),
-        ("[tracker]\ninterval_s_max = 3780\n", "2:1", "tracker.peer_age_s_max: 3900 must exceed"),
-        (LONG_TRACKER_ID, "2:1", "http.tracker_id: has 129 bytes; it may have 128"),
-        ("[websocket]\ninterval_s = 3900\n", "2:1", "3900 must exceed websocket.interval_s"),
-        ("[tracker]\ninterval_s = 100\n", "2:1", "_jitter_s: 120 must be below interval_s"),
-        ("[tracker]\nnumwant_max = 10\n", "2:1", "numwant_default: 50 must not exceed numwant"),
-        ("[udp]\nlisten = [\"239.0.0.1:7\"]\n", "2:1", "udp.listen: 239.0.0.1:7 is a multicast"),
-        (
-            "[tls]\nlisten = [\"[ff02::1]:7\"]\ncertificate = \"c\"\nkey = \"k\"\n",
-            "2:1",
-            "multicast",
-        ),
-        (
-            "[tls]\nlisten = [\"127.0.0.1:6969\"]\ncertificate = \"c\"\nkey = \"k\"\n",
-            "2:1",
-            "127.0.0.1:6969 is in use: 0.0.0.0:6969 is served without TLS; allowed: a list of",
-        ),
-        ("[http]\nlisten = [\"255.255.255.255:7\"]\n", "2:1", "or broadcast address"),
-        ("[admin]\nlisten = \"127.0.0.1:6969\"\n", "2:1", "are served on 0.0.0.0:6969 over TCP"),
-        ("[admin]\nlisten = \"[::]:6969\"\n", "2:1", "are served on [::]:6969 over TCP"),
-        ("[admin]\nlisten = \"6971\"\n", "2:10", "did you mean \"127.0.0.1:6971\"?"),
-        ("[admin]\ntoken = \"short-secret\"\n", "2:1", "admin.token: needs 16 to 512 printable"),
-        ("[http]\nlisten = [\"127.0.0.1:6970\"]\n", "2:1", "admin.listen: 127.0.0.1:6970 is in"),
-        (LONG_UNIX_SOCKET, "2:1", "http.unix_socket: has 108 bytes; a socket's path may have 107"),
-        ("[http]\nsource_header = \"via\"\n", "2:17", "\"x-real-ip\""),
-        ("[log]\nlevel = \"loud\"\n", "2:9", "\"warn\""),
-        ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1", "duplicate key"),
-        ("[log\n", "1:5", "unclosed table"),
-        ("# é\n[log]\nformat = \"é\" x\n", "3:14", ""),
-    ];
-    for (text, place, said) in cases {
+    for (text, place, said) in BAD_FILES {
         let error = file(temporary.path(), text).load().unwrap_err().to_string();
-        let place = if place.is_empty() { String::new() } else { format!("skep.toml:{place}: ") };
+        let place = format!("skep.toml:{place}: ");
         assert!(error.contains(&place) && error.contains(said), "{text}\n{error}");
         assert!(!error.contains("short-secret"), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");

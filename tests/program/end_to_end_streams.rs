@@ -353,6 +353,34 @@ fn what_is_counted_adds_up() {
 }
 
 #[test]
+fn each_front_end_can_be_disabled() {
+    let folder = tempfile::tempdir().unwrap();
+    for io in backends() {
+        let with = |text: &str| with_config(folder.path(), text, &["--io", io]);
+        let skep = with("[udp]\nenabled = false\n");
+        assert!(skep.udp.is_empty() && !skep.ready.contains("udp="), "{}", skep.ready);
+        assert_eq!(ask(skep.tcp[0], &announce(1, 1001, "&left=0")).status, 200);
+        assert_eq!(skep.get("/readyz").0, 200);
+
+        let skep = with("[http]\nenabled = false\n[websocket]\nenabled = false\n");
+        assert!(skep.tcp.is_empty() && !skep.ready.contains("tcp="), "{}", skep.ready);
+        Client::connect(skep.udp[0]).announce(&seeder(1, 1001));
+
+        let skep = with("[http]\nenabled = false\n");
+        let refused = ask(skep.tcp[0], &announce(1, 1001, "&left=0")).text();
+        assert!(refused.contains("HTTP is disabled on this tracker"), "{refused}");
+        Browser::open(skep.tcp[0], None).ask(&web_announce(2, 7, 1, 0));
+        Client::connect(skep.udp[0]).announce(&seeder(1, 1001));
+
+        let skep = with("[websocket]\nenabled = false\n");
+        assert_eq!(ask(skep.tcp[0], &announce(1, 1001, "&left=0")).status, 200);
+        let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                       Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        assert_eq!(ask_with(skep.tcp[0], None, "/", upgrade).status, 404);
+    }
+}
+
+#[test]
 fn statistics_are_for_operators_until_they_are_public() {
     let folder = tempfile::tempdir().unwrap();
     let skep = with_config(folder.path(), "[http]\npublic_stats = true\n", &[]);

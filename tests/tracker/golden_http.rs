@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! option full_scrape          a setting that differs; also public_stats, warning TEXT,
+//!                             without_announces, without_websockets,
 //!                             trusted NETWORK, header NAME, full_scrape_interval_s N
 //! from 198.51.100.1           the socket's address; `from unix`: a Unix socket
 //! > GET / HTTP/1.1            a line of a request: CRLF is added
@@ -96,6 +97,8 @@ impl Conversation {
             "full_scrape" => options.full_scrape = true,
             "full_scrape_interval_s" => options.full_scrape_interval_s = value.parse().unwrap(),
             "public_stats" => options.public_stats = true,
+            "without_announces" => options.without_announces = true,
+            "without_websockets" => options.without_websockets = true,
             "warning" => options.warning = value.into(),
             "tracker_id" => options.tracker_id = value.into(),
             "header" => {

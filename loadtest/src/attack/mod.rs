@@ -24,6 +24,7 @@ use skep::sys::clock::Clock;
 
 use crate::cli::RunArguments;
 use crate::endpoint::Aim;
+use crate::error::LoadtestError;
 use crate::machine::Machine;
 use crate::numbers::grouped;
 use crate::plan::{Plan, Profile, Protocol};
@@ -57,17 +58,20 @@ struct Printed<'a> {
 ///
 /// # Errors
 /// One sentence with the cause, or with the expectations that were missed.
-pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), String> {
-    let attack = arguments.attack.attack(plan.profile)?;
+pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), LoadtestError> {
+    let usage = |text: &str| LoadtestError::Usage(text.to_owned());
+    let attack = arguments.attack.attack(plan.profile).map_err(LoadtestError::Usage)?;
     let [tracker] = &arguments.target[..] else {
-        return Err("an attack profile needs the tracker to attack as its one --target; a skep \
-                    limits sources on loopback only with an empty exempt list in [limits]"
-            .to_owned());
+        return Err(usage(
+            "an attack profile needs the tracker to attack as its one --target; a skep limits \
+             sources on loopback only with an empty exempt list in [limits]",
+        ));
     };
     let aim = Aim::of(&arguments.target, &arguments.tls, &plan.transport)?;
     let target = [aim.targets.v4, aim.targets.v6].into_iter().flatten().next();
     let target = target.filter(|_| aim.protocol == Protocol::Udp);
-    let target = target.ok_or("attack profiles use UDP: set --target HOST:PORT")?;
+    let udp_only = || usage("attack profiles use UDP: set --target HOST:PORT");
+    let target = target.ok_or_else(udp_only)?;
     let pid = arguments.pid.or_else(|| listening_on(target, Protocol::Udp));
     let arena = Arena { plan, attack, target, pid, clock: Clock::start() };
     let (before, start_ns) = (arena.usage(), arena.now_ns());
@@ -98,7 +102,7 @@ pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), String
         );
         print!("{}", figures.text());
     }
-    if figures.missed.is_empty() { Ok(()) } else { Err(figures.missed.join("; ")) }
+    if figures.missed.is_empty() { Ok(()) } else { Err(figures.missed.join("; ").into()) }
 }
 
 impl Arena<'_> {

@@ -102,7 +102,7 @@ fn lacking(report: &HostReport, fact: String, remedy: &str) -> Finding {
     let (config, usual) = (&report.config, Config::default());
     let is_usual = config.udp_listen() == usual.udp_listen()
         && config.http_listen() == usual.http_listen()
-        && !config.tls.listen.iter().any(SocketAddr::is_ipv6);
+        && !config.tls_listen().iter().any(SocketAddr::is_ipv6);
     if is_usual {
         return IPV6.info(fact).remedied(remedy);
     }

@@ -141,7 +141,8 @@ impl DatagramCounts {
         let Self { taken, receive_full, send_full, no_memory } = self;
         format!(
             "of {} incoming datagrams {receive_full} were lost to full receive buffers and \
-             {no_memory} to lack of memory; {send_full} outgoing ones were lost to full send buffers",
+             {no_memory} to lack of memory; {send_full} outgoing ones were lost to full send \
+             buffers",
             taken + receive_full + no_memory
         )
     }

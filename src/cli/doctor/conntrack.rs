@@ -21,8 +21,8 @@ const TIMEOUTS: Check = Check::new(
 );
 const DROPS: Check = Check::new(
     "conntrack.drops",
-    "Packets that connection tracking has dropped, and entries it evicted early: the table was full \
-     then.",
+    "Packets that connection tracking has dropped, and entries it evicted early: the table was \
+     full then.",
 );
 
 const SYSCTLS: &str = "/proc/sys/net/netfilter";

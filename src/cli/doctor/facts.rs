@@ -197,7 +197,7 @@ fn fill_filter(socket: &BoundUdp) -> io::Result<()> {
 fn unbindable(config: &Config) -> Vec<(SocketAddr, String)> {
     let options = UdpOptions { reuse_port: false, ..UdpOptions::default() };
     let mut addresses: Vec<SocketAddr> =
-        [config.udp_listen(), config.http_listen(), &config.tls.listen].concat();
+        [config.udp_listen(), config.http_listen(), config.tls_listen()].concat();
     addresses.push(config.admin.listen);
     addresses.sort_unstable();
     addresses.dedup();

@@ -34,7 +34,7 @@ fn open_files(report: &HostReport) -> Finding {
     };
     let config = &report.config;
     let addresses =
-        config.udp_listen().len() + config.http_listen().len() + config.tls.listen.len();
+        config.udp_listen().len() + config.http_listen().len() + config.tls_listen().len();
     let sockets = (addresses * report.workers()) as u64 + OTHER_FILES;
     let wanted = sockets + u64::from(config.http.connections_max);
     let remedy = "LimitNOFILE=1048576 in the unit, --ulimit nofile=1048576 for Docker, or\n\

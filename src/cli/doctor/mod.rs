@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! files below a root ─▶ Host, now and a second ago ─┐
-//! system calls ───────▶ HostFacts ──────────────────┼▶ HostReport ─▶ findings by group ─▶ report
+//! system calls ───────▶ HostFacts ──────────────────┼▶ HostReport ─▶ findings ─▶ report
 //! settings ───────────▶ Config, and its findings ───┘
 //! ```
 //!
-//! The configuration comes first, as `skep check` judges it: no host is good for settings with which
-//! skep does not start. Nothing is changed on the host. A file that is missing or forbidden does not end the checks: the
-//! finding then names the file. Each group of findings has a file of its own.
+//! The configuration comes first, as `skep check` judges it: no host is good for settings with
+//! which skep does not start. Nothing is changed on the host. A file that is missing or forbidden
+//! does not end the checks: the finding then names the file. Each group of findings has a file of
+//! its own.
 
 mod addresses;
 mod buffers;
@@ -111,7 +112,7 @@ impl HostReport {
     /// The addresses that clients are served on.
     fn served(&self) -> Vec<SocketAddr> {
         let config = &self.config;
-        [config.udp_listen(), config.http_listen(), &config.tls.listen].concat()
+        [config.udp_listen(), config.http_listen(), config.tls_listen()].concat()
     }
 
     /// Whether no client reaches the tracker through a network card.

@@ -54,6 +54,10 @@ pub struct Options {
     pub full_scrape_interval_s: u32,
     /// Whether the statistics pages are public.
     pub public_stats: bool,
+    /// Whether announces and scrapes are refused: only WebSockets are served.
+    pub without_announces: bool,
+    /// Whether WebSockets are refused.
+    pub without_websockets: bool,
     /// `warning message` of every announce response; empty: none.
     pub warning: String,
     /// `tracker id` of every announce response; empty: none.
@@ -259,9 +263,15 @@ impl RequestHandler<'_> {
             };
         }
         if request.wants_websocket() {
+            if self.options.without_websockets {
+                return request.reject_disabled("WebSocket is disabled on this tracker\n", out);
+            }
             return upgrade::respond(request, out);
         }
         match route {
+            Route::Announce | Route::Scrape if self.options.without_announces => {
+                request.reject_disabled("HTTP is disabled on this tracker\n", out)
+            }
             Route::Announce => self.announce(request, out),
             Route::Scrape => self.scrape(request, out),
             Route::Front => request.page("text/plain", "", FRONT_PAGE.as_bytes(), out),

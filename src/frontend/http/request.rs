@@ -90,6 +90,13 @@ impl<'a> HttpRequest<'a> {
         self.reject_with(&HttpResponse::of(rejected), self.keep_alive, out)
     }
 
+    /// Responds to what the operator has disabled.
+    pub(super) fn reject_disabled(&self, text: &'static str, out: &mut Vec<u8>) -> ReceiveOutcome {
+        let response =
+            HttpResponse { body: text.as_bytes(), ..HttpResponse::of(Rejected::NotFound) };
+        self.reject_with(&response, self.keep_alive, out)
+    }
+
     /// Responds with an HTTP error; the request may succeed after `wait_s` seconds.
     pub(super) fn reject_for(
         &self,

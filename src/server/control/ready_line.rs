@@ -1,4 +1,4 @@
-//! The line that shows that every socket is served: for programs on standard output, and in the log.
+//! The line that shows that every socket is served: on standard output for programs, and logged.
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};

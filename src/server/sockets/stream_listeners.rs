@@ -31,12 +31,12 @@ impl StreamListeners {
         inherited_sockets: &mut InheritedSockets,
         retry: &mut BindRetry,
     ) -> Result<Self, StartError> {
-        let tls = &config.tls.listen;
+        let tls = config.tls_listen();
         let tls = bind_streams(tls, workers, SocketKind::Tls, inherited_sockets, retry)?;
-        let path = Path::new(&config.http.unix_socket);
+        let path = Path::new(config.unix_socket());
         let is_managed = inherited_sockets.managed().contains(&BindPlace::Path(path.to_owned()));
         let unix = match inherited_sockets.take_path(path) {
-            _ if config.http.unix_socket.is_empty() => None,
+            _ if config.unix_socket().is_empty() => None,
             Some(socket) => Some(UnixSocket::adopt(path, socket, is_managed)),
             None => {
                 let user = confine::user_of(config)?;

@@ -37,7 +37,7 @@ pub(crate) fn unavailable(config: &Config) -> Vec<UnavailableAddress> {
     let (udp, tcp) = (BoundTransport::Udp, BoundTransport::Tcp);
     let mut all: Vec<_> = config.udp_listen().iter().map(|it| ("udp", udp, *it)).collect();
     all.extend(config.http_listen().iter().map(|it| ("tcp", tcp, *it)));
-    all.extend(config.tls.listen.iter().map(|it| ("tls", tcp, *it)));
+    all.extend(config.tls_listen().iter().map(|it| ("tls", tcp, *it)));
     all.push(("admin", tcp, config.admin.listen));
     all.retain(|it| it.2.port() != 0);
     let mut denied: Vec<_> = all
@@ -55,8 +55,8 @@ pub(crate) fn unavailable(config: &Config) -> Vec<UnavailableAddress> {
             Some(UnavailableAddress { listener: format!("{kind} {address}"), reason })
         })
         .collect();
-    let path = Path::new(&config.http.unix_socket);
-    if !config.http.unix_socket.is_empty() {
+    let path = Path::new(config.unix_socket());
+    if !config.unix_socket().is_empty() {
         let in_use = Some(holder_at(path)).filter(|it| *it != AddressHolder::Nobody);
         denied.extend(in_use.map(|holder| UnavailableAddress {
             listener: format!("unix {}", path.display()),

@@ -271,7 +271,7 @@ fn list(
     owned.add_tcp(SocketKind::Admin, admin.local_addr()?, std::slice::from_ref(admin))
 }
 
-/// Binds what is served: UDP and TCP on the same addresses, unless one has its own.
+/// Binds what is served: UDP and TCP on the same addresses, unless one has its own or is disabled.
 fn bind(
     config: &Config,
     cpus: &[Option<usize>],
@@ -279,7 +279,7 @@ fn bind(
     retry: &mut BindRetry,
 ) -> Result<(Sockets, StreamListeners), StartError> {
     let buffer_bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
-    let (sockets, plain) = if config.udp.listen.is_empty() && config.http.listen.is_empty() {
+    let (sockets, plain) = if config.shares_addresses() {
         bind::bind_both(&config.server.listen, cpus, buffer_bytes, inherited_sockets, retry)?
     } else {
         let udp = config.udp_listen();

@@ -143,8 +143,10 @@ impl DatagramSpawn {
             Tracker::new(store, options.tracker.clone(), seed, self.worker, self.workers)
         })?;
         let front_end = UdpFrontend::new(tracker, options.connection_ids.clone());
+        // Without UDP the worker only does upkeep; a ring needs a socket.
+        let has_sockets = !self.sockets.is_empty();
         let worker = DatagramWorker {
-            backend: self.backend,
+            backend: if has_sockets { self.backend } else { DatagramBackend::Mmsg },
             sockets: &self.sockets,
             clock: &self.context.clock,
             counters: &self.counters,
