@@ -11,7 +11,7 @@ use crate::config::{
 };
 use crate::server::sockets::listeners;
 use crate::server::state_directory;
-use crate::server::{StartError, confine, options};
+use crate::server::{StartError, certificate, confine, options};
 use crate::sys::identity::{self, UnixUser};
 
 /// Reads the settings and judges everything.
@@ -41,7 +41,7 @@ pub(super) fn judge_what_is_named(report: &mut ConfigReport) {
         let _acting = confine::act_as(user.as_ref());
         lists(report);
     }
-    certificate(report);
+    certificate(report, user.as_ref());
     unix_sockets(report);
     state_home(report, user.as_ref());
 }
@@ -101,15 +101,17 @@ fn lists(report: &mut ConfigReport) {
     }
 }
 
-/// The certificate and its key.
-fn certificate(report: &mut ConfigReport) {
+/// The certificate and its key, now and at a renewal.
+fn certificate(report: &mut ConfigReport, user: Option<&UnixUser>) {
     let settings = ["tls.listen", "tls.certificate", "tls.key"];
     if settings.iter().any(|it| report.is_faulty(it)) {
         return;
     }
-    if let Some(Err(ConfigError { faults })) = options::tls(&report.config).map(|it| it.check()) {
-        faults.into_iter().for_each(|it| report.add(it));
-    }
+    let findings = match options::tls(&report.config).map(|it| it.read()) {
+        Some(Err(ConfigError { faults })) => faults,
+        _ => certificate::warnings(&report.config, user),
+    };
+    findings.into_iter().for_each(|it| report.add(it));
 }
 
 /// The paths of Unix sockets.

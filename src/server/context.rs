@@ -13,6 +13,7 @@ use crate::server::history::HistoryFile;
 use crate::server::live_options::LiveOptions;
 use crate::server::memory::MemoryMonitor;
 use crate::server::snapshots::Snapshots;
+use crate::server::tls::CertificateFigures;
 use crate::store::Store;
 use crate::sys::clock::Clock;
 use crate::tracker::{ClientStats, DualStackClients, Load, SourceMonitor};
@@ -34,6 +35,7 @@ pub(super) struct AppContext {
     pub(super) pages: Arc<ArcSwap<Pages>>,
     pub(super) full_scrapes: Arc<FullScrapeLimits>,
     pub(super) snapshots: Arc<Snapshots>,
+    pub(super) certificate: Arc<CertificateFigures>,
     /// The statistics page's last 24 hours.
     pub(super) history: Arc<HistoryFile>,
     pub(super) clock: Clock,
@@ -62,6 +64,7 @@ impl AppContext {
             pages: Arc::default(),
             full_scrapes: Arc::default(),
             snapshots,
+            certificate: Arc::default(),
             history: Arc::default(),
             clock: Clock::start(),
         }

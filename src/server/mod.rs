@@ -14,8 +14,10 @@
 //! | `memory` | keeps the process to its cap |
 //! | `check` | judges settings and what they name before a start |
 //! | `confine`, `state_directory` | rights that are dropped; keys, token and id that are kept |
-//! | `tls`, `log` | the certificate; log lines |
+//! | `certificate`, `tls` | the files of the certificate; the one in force |
+//! | `log` | log lines |
 
+mod certificate;
 mod check;
 mod confine;
 mod context;
@@ -41,6 +43,8 @@ use std::path::PathBuf;
 use crate::config::{Config, ConfigReport, SettingsSource};
 use crate::sys::stream::uring;
 
+pub use certificate::Validity;
+pub(crate) use certificate::day;
 pub use error::StartError;
 pub(crate) use error::in_use;
 pub use metrics::metrics_page;
@@ -65,6 +69,18 @@ pub fn run(source: SettingsSource, take_over: bool) -> Result<(), StartError> {
 /// Returns all faults and warnings, and the settings.
 pub fn check(source: &SettingsSource) -> ConfigReport {
     check::check(source)
+}
+
+/// The certificate that a start with these settings would serve, if any: when it is valid or why it
+/// cannot be used, and the files that the user to change to may not read.
+pub(crate) fn certificate_state(
+    config: &Config,
+) -> Option<(Result<Validity, String>, Vec<String>)> {
+    let files = options::tls(config)?;
+    let validity = files.read().map(|it| it.validity).map_err(|error| error.to_string());
+    let user = confine::user_of(config).ok().flatten();
+    let unreadable = files.unreadable_as(user.as_ref()).into_iter().map(|it| it.1).collect();
+    Some((validity, unreadable))
 }
 
 /// The API tokens that a tracker with these settings may have created, the most likely first, as

@@ -25,8 +25,7 @@ use crate::server::sockets::handover;
 use crate::server::state_directory::{
     self, Environment, KeyError, LoadedKeys, StateDirectoryError,
 };
-use crate::server::tls;
-use crate::server::{confine, log};
+use crate::server::{certificate, confine, log};
 use crate::store;
 use crate::sys::identity::UnixUser;
 use crate::sys::memory::usable_bytes;
@@ -168,11 +167,13 @@ fn request_log(config: &Config) -> Option<Arc<RequestLog>> {
 }
 
 /// The files of the certificate, if TLS is served.
-pub(super) fn tls(config: &Config) -> Option<tls::Files> {
+pub(super) fn tls(config: &Config) -> Option<certificate::Files> {
     let section = &config.tls;
     let path = |text: &str| PathBuf::from(text);
-    (!config.tls_listen().is_empty())
-        .then(|| tls::Files { certificate: path(&section.certificate), key: path(&section.key) })
+    (!config.tls_listen().is_empty()).then(|| certificate::Files {
+        certificate: path(&section.certificate),
+        key: path(&section.key),
+    })
 }
 
 /// Most resident bytes of the process; 0: no cap.

@@ -1,43 +1,60 @@
-//! The certificate: read at start, and again on SIGHUP or when one of its files changes.
+//! The certificate in force: read at start, and again on SIGHUP or when one of its files changes.
 //!
 //! A certificate that cannot be used never replaces one that works. Session tickets are stateless
 //! and their keys are kept across reloads, so clients resume on any worker, whichever certificate
 //! their first session had.
+//!
+//! The files are looked at once a second. Certificate and key are replaced one after the other, so
+//! a failure counts only if the next look fails too. From then on every attempt, one a minute until
+//! the files can be used again, counts as one: the alert lasts as long as its cause.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::{Error as PemError, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ProducesTickets;
 use tracing::{error, info};
 
 use crate::config::ConfigError;
 use crate::server::StartError;
+use crate::server::certificate::{Certificate, Files};
 use crate::server::log::OPERATOR;
-use crate::sys::regular_file;
+
+/// Looks between two attempts to read files that could not be used.
+const RETRY_LOOKS: u32 = 60;
 
 /// The certificate in force, and its files.
 pub(super) struct Tls {
     /// The configuration for new connections of the workers.
     pub(super) config: Arc<ArcSwap<ServerConfig>>,
+    /// For the metrics.
+    pub(super) figures: Arc<CertificateFigures>,
     files: Files,
     seen: Option<[FileStamp; 2]>,
     tickets: Arc<dyn ProducesTickets>,
+    failure: Option<Failure>,
 }
 
-/// Paths of certificate and key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Files {
-    /// The certificate and its chain.
-    pub(super) certificate: PathBuf,
-    /// Its private key.
-    pub(super) key: PathBuf,
+/// What the metrics show of the certificate.
+#[derive(Debug, Default)]
+pub(crate) struct CertificateFigures {
+    /// When the certificate in force, or the first of its chain, expires: seconds since the Unix
+    /// epoch; 0 without TLS.
+    not_after_s: AtomicU64,
+    reload_failures: AtomicU64,
+}
+
+/// Files that could not be used at the last attempt.
+struct Failure {
+    /// Looks since the files changed.
+    looks: u32,
+    /// The error that was logged; empty until then.
+    logged: String,
 }
 
 /// Detects that a file has changed, also if a link leads to another file.
@@ -48,6 +65,23 @@ struct FileStamp {
     modified: (i64, i64),
 }
 
+impl CertificateFigures {
+    /// When the certificate expires, in seconds since the Unix epoch; 0 without TLS.
+    pub(crate) fn not_after_s(&self) -> u64 {
+        self.not_after_s.load(Ordering::Relaxed)
+    }
+
+    /// Attempts to load a certificate that failed since the start.
+    pub(crate) fn reload_failures(&self) -> u64 {
+        self.reload_failures.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, certificate: &Certificate) {
+        let to_s = u64::try_from(certificate.validity.to_s).unwrap_or(0);
+        self.not_after_s.store(to_s, Ordering::Relaxed);
+    }
+}
+
 impl Tls {
     /// Reads the certificate.
     ///
@@ -56,108 +90,83 @@ impl Tls {
     pub(super) fn start(files: Files) -> Result<Self, StartError> {
         let tickets = ring::Ticketer::new()
             .map_err(|error| StartError::Failed(format!("cannot make keys for TLS: {error}")))?;
-        let seen = files.stamps();
-        let config = files.load(&tickets).map_err(StartError::Config)?;
-        Ok(Self { config: Arc::new(ArcSwap::from_pointee(config)), files, seen, tickets })
+        let (seen, figures) = (stamps(&files), Arc::<CertificateFigures>::default());
+        let certificate = files.read().map_err(StartError::Config)?;
+        figures.set(&certificate);
+        let config = Arc::new(ArcSwap::from_pointee(served(certificate, &tickets)));
+        Ok(Self { config, figures, files, seen, tickets, failure: None })
     }
 
-    /// Reads the certificate again if a file has changed since the last read. Call it periodically.
+    /// Reads the certificate again if a file has changed since the last read, or could not be
+    /// used. Call it once a second.
     pub(super) fn follow(&mut self) {
-        let stamps = self.files.stamps();
-        if stamps.is_some() && stamps != self.seen {
-            self.renew();
+        let stamps = stamps(&self.files);
+        let is_new = stamps != self.seen;
+        let is_due = match &mut self.failure {
+            Some(failure) if !is_new => {
+                failure.looks += 1;
+                failure.looks % RETRY_LOOKS == 1
+            }
+            _ => is_new,
+        };
+        if !is_due {
+            return;
+        }
+        // Taken before reading, so that a change during the read is noticed later.
+        self.seen = stamps;
+        if let Err(error) = self.load() {
+            match &mut self.failure {
+                Some(failure) if !is_new => failure.report(&error, &self.figures),
+                Some(failure) => failure.looks = 0,
+                failure => *failure = Some(Failure { looks: 0, logged: String::new() }),
+            }
         }
     }
 
     /// Reads the certificate again. If it cannot be used, the one in force stays.
     pub(super) fn renew(&mut self) {
-        // Taken before reading, so that a change during the read is noticed later.
-        self.seen = self.files.stamps();
-        match self.files.load(&self.tickets) {
-            Ok(config) => {
-                self.config.store(Arc::new(config));
-                info!(target: OPERATOR, "TLS certificate reloaded");
-            }
-            Err(error) => {
-                error!(target: OPERATOR, %error, "TLS certificate not reloaded");
-            }
+        self.seen = stamps(&self.files);
+        if let Err(error) = self.load() {
+            let mut failure = Failure { looks: 1, logged: String::new() };
+            failure.report(&error, &self.figures);
+            self.failure = Some(failure);
+        }
+    }
+
+    fn load(&mut self) -> Result<(), ConfigError> {
+        let certificate = self.files.read()?;
+        self.figures.set(&certificate);
+        self.config.store(Arc::new(served(certificate, &self.tickets)));
+        self.failure = None;
+        info!(target: OPERATOR, "TLS certificate reloaded");
+        Ok(())
+    }
+}
+
+impl Failure {
+    /// Counts a failed attempt, and logs its error unless the last line had the same.
+    fn report(&mut self, error: &ConfigError, figures: &CertificateFigures) {
+        figures.reload_failures.fetch_add(1, Ordering::Relaxed);
+        let text = error.to_string();
+        if self.logged != text {
+            error!(target: OPERATOR, error = text, "TLS certificate not reloaded");
+            self.logged = text;
         }
     }
 }
 
-impl Files {
-    /// Reads certificate and key, to check them.
-    ///
-    /// # Errors
-    /// [`ConfigError`] that names the setting and the file.
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        self.read().map(|_| ())
-    }
-
-    fn stamps(&self) -> Option<[FileStamp; 2]> {
-        let stamp = |path: &Path| path.metadata().ok().as_ref().map(FileStamp::of);
-        Some([stamp(&self.certificate)?, stamp(&self.key)?])
-    }
-
-    fn load(&self, tickets: &Arc<dyn ProducesTickets>) -> Result<ServerConfig, ConfigError> {
-        let mut config = self.read()?;
-        config.ticketer = tickets.clone();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(config)
-    }
-
-    fn read(&self) -> Result<ServerConfig, ConfigError> {
-        let read = |setting, path: &Path| {
-            regular_file::read(path).map_err(|it| unreadable(setting, path, &PemError::Io(it)))
-        };
-        let certificate = read("certificate", &self.certificate)?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
-        let chain = chain.map_err(|it| unreadable("certificate", &self.certificate, &it))?;
-        if chain.is_empty() {
-            let error = PemError::NoItemsFound;
-            return Err(unreadable("certificate", &self.certificate, &error));
-        }
-        let key = read("key", &self.key)?;
-        if is_encrypted(&key) {
-            let path = self.key.display();
-            let problem = format!(
-                "{path} is encrypted, which is not supported; remedy: write it without a \
-                 passphrase (openssl pkey -in {path} -out ...), for skep's user alone"
-            );
-            return Err(ConfigError::at("tls.key", problem));
-        }
-        let key =
-            PrivateKeyDer::from_pem_slice(&key).map_err(|it| unreadable("key", &self.key, &it))?;
-        ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .and_then(|it| it.with_no_client_auth().with_single_cert(chain, key))
-            .map_err(|error| {
-                let path = self.key.display();
-                ConfigError::at(
-                    "tls.key",
-                    format!("{path} does not fit the certificate, or cannot be used: {error}"),
-                )
-            })
-    }
+/// The configuration of new connections.
+fn served(certificate: Certificate, tickets: &Arc<dyn ProducesTickets>) -> ServerConfig {
+    let mut config = certificate.config;
+    config.ticketer = tickets.clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
 }
 
-/// Whether a PEM file has a key that is protected by a passphrase: as PKCS #8 (RFC 5958), or in the
-/// older format of OpenSSL.
-fn is_encrypted(pem: &[u8]) -> bool {
-    let marks: [&[u8]; 2] = [b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED"];
-    marks.iter().any(|mark| memchr::memmem::find(pem, mark).is_some())
-}
-
-fn unreadable(setting: &str, path: &Path, error: &PemError) -> ConfigError {
-    let path = path.display();
-    let problem = match error {
-        PemError::Io(error) => format!(
-            "cannot read {path}: {error}; remedy: create the file, or let skep's user read it"
-        ),
-        PemError::NoItemsFound => format!("{path} contains no PEM {setting}"),
-        error => format!("{path} is not a PEM file: {error}"),
-    };
-    ConfigError::at(format!("tls.{setting}"), problem)
+/// The stamps of both files; `None` if one cannot be found.
+fn stamps(files: &Files) -> Option<[FileStamp; 2]> {
+    let stamp = |path: &Path| path.metadata().ok().as_ref().map(FileStamp::of);
+    Some([stamp(&files.certificate)?, stamp(&files.key)?])
 }
 
 impl FileStamp {
@@ -169,43 +178,8 @@ impl FileStamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::certificate::tests::{files, write};
     use std::fs;
-
-    fn files(folder: &Path) -> Files {
-        Files { certificate: folder.join("certificate.pem"), key: folder.join("key.pem") }
-    }
-
-    fn write(files: &Files, name: &str) {
-        let pair = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-        fs::write(&files.key, pair.signing_key.serialize_pem()).unwrap();
-        fs::write(&files.certificate, pair.cert.pem()).unwrap();
-    }
-
-    #[test]
-    fn what_cannot_be_used_names_setting_and_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = files(folder.path());
-        let said = |files: &Files| files.check().unwrap_err().to_string();
-        assert!(said(&files).contains("tls.certificate"), "{}", said(&files));
-        write(&files, "localhost");
-        files.check().unwrap();
-        fs::write(&files.certificate, "").unwrap();
-        assert!(said(&files).contains("contains no PEM certificate"), "{}", said(&files));
-        write(&files, "localhost");
-        let other = rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap();
-        fs::write(&files.key, other.signing_key.serialize_pem()).unwrap();
-        assert!(said(&files).contains("does not fit the certificate"), "{}", said(&files));
-        fs::remove_file(&files.key).unwrap();
-        assert!(said(&files).contains("tls.key"), "{}", said(&files));
-        let kind = "ENCRYPTED PRIVATE KEY";
-        let pem = format!("-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n");
-        fs::write(&files.key, pem).unwrap();
-        assert!(said(&files).contains("encrypted, which is not supported"), "{}", said(&files));
-        fs::remove_file(&files.key).unwrap();
-        // A pipe does not block.
-        assert!(std::process::Command::new("mkfifo").arg(&files.key).status().unwrap().success());
-        assert!(said(&files).contains("not a regular file"), "{}", said(&files));
-    }
 
     #[test]
     fn a_changed_file_is_read_again_and_a_broken_one_is_not_taken() {
@@ -223,6 +197,31 @@ mod tests {
         fs::write(&files.key, "broken").unwrap();
         tls.follow();
         assert!(Arc::ptr_eq(&second, &tls.config.load()), "the one that works stays");
+    }
+
+    #[test]
+    fn files_that_stay_unusable_are_counted_once_a_minute_until_they_can_be_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = files(folder.path());
+        write(&files, "before");
+        let mut tls = Tls::start(files.clone()).unwrap();
+        let failures = |tls: &mut Tls, looks: u32| {
+            (0..looks).for_each(|_| tls.follow());
+            tls.figures.reload_failures()
+        };
+        assert!(tls.figures.not_after_s() > 0);
+        fs::remove_file(&files.key).unwrap();
+        assert_eq!(failures(&mut tls, 1), 0, "the key may be about to come");
+        assert_eq!(failures(&mut tls, 1), 1);
+        assert_eq!(failures(&mut tls, RETRY_LOOKS - 1), 1);
+        assert_eq!(failures(&mut tls, 1), 2);
+        let first = tls.config.load_full();
+        write(&files, "after");
+        assert_eq!(failures(&mut tls, 3 * RETRY_LOOKS), 2);
+        assert!(!Arc::ptr_eq(&first, &tls.config.load()));
+        fs::write(&files.key, "broken").unwrap();
+        tls.renew();
+        assert_eq!(tls.figures.reload_failures(), 3, "an operator asked for it");
     }
 
     #[test]

@@ -9,10 +9,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::support::tcp_clients::Certificate;
 use crate::support::{Skep, command, has_io_uring};
 use crate::tools::{
-    self, agrees, deployed, deployed_files, document, documents, have, have_yaml, kustomized,
-    lacks, list, rendered, said, text, text_of, verdict,
+    self, agrees, blocks, deployed, deployed_files, document, documents, have, have_yaml,
+    kustomized, lacks, list, rendered, said, text, text_of, verdict,
 };
 
 /// The oldest Kubernetes the manifests are for, and the newest that the validator knows.
@@ -40,6 +41,10 @@ fn every_configuration_is_accepted() {
     for page in ["docs/operating.md", "docs/kubernetes.md"] {
         for block in blocks(&text_of(page), "toml") {
             let folder = tempfile::tempdir().unwrap();
+            let certificate = Certificate::write(folder.path());
+            let block = block
+                .replace("/etc/skep/tls/fullchain.pem", certificate.certificate.to_str().unwrap())
+                .replace("/etc/skep/tls/privkey.pem", certificate.key.to_str().unwrap());
             let path = folder.path().join("skep.toml");
             fs::write(&path, &block).unwrap();
             let output = command().arg("check").arg("--config").arg(&path).output().unwrap();
@@ -436,11 +441,4 @@ fn overlays() -> Vec<(String, String)> {
                     components: [DEPLOYED/components/io-uring-seccomp]\n";
     all.push(("loadbalancer with io_uring".to_owned(), kustomized(balanced)));
     all
-}
-
-/// The fenced blocks of a page that are in this language.
-fn blocks(page: &str, language: &str) -> Vec<String> {
-    let fence = format!("```{language}\n");
-    let inside = page.split(&fence).skip(1);
-    inside.map(|it| it.split("```").next().unwrap().to_owned()).collect()
 }

@@ -6,7 +6,9 @@ mod monitoring;
 mod panels;
 mod pods;
 mod prometheus;
+mod reverse_proxies;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod tools;
 mod traffic;

@@ -24,6 +24,13 @@ pub(crate) fn text_of(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|it| panic!("{path}: {it}"))
 }
 
+/// The fenced blocks of a page that are in this language.
+pub(crate) fn blocks(page: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    let inside = page.split(&fence).skip(1);
+    inside.map(|it| it.split("```").next().unwrap().to_owned()).collect()
+}
+
 /// All files of `deploy/` whose names end like this.
 pub(crate) fn deployed_files(end: &str) -> Vec<PathBuf> {
     let mut folders = vec![deployed("")];

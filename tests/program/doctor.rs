@@ -13,7 +13,7 @@ use crate::support::seccomp::{without_clock, without_io_uring};
 use crate::support::{Skep, assert_bad_usage, command, run, texts};
 
 /// Every name there is on a host with connection tracking in use.
-const IDS: [&str; 30] = [
+const IDS: [&str; 33] = [
     "addresses.bind",
     "addresses.ipv6",
     "addresses.ports",
@@ -44,6 +44,9 @@ const IDS: [&str; 30] = [
     "time.clock_source",
     "time.jumps",
     "time.synchronised",
+    "tls.certificate",
+    "tls.files",
+    "tls.reload",
 ];
 
 /// A doctor with a state directory of its own.

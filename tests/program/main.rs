@@ -4,6 +4,7 @@
 
 mod access;
 mod admin;
+mod certificates;
 mod command_line;
 mod config;
 mod connections;

@@ -16,7 +16,7 @@ use rustix::fs::statvfs;
 
 use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
 use crate::config::Config;
-use crate::server::{self, KEY_VARIABLE, UnavailableAddress};
+use crate::server::{self, KEY_VARIABLE, UnavailableAddress, Validity};
 use crate::snapshot::{CURRENT, PREVIOUS, read_header};
 use crate::sys::clock::{Clock, ClockWatch, Synchronisation, synchronisation};
 use crate::sys::filter::{self, SOURCES_MAX};
@@ -50,6 +50,8 @@ pub struct HostFacts {
     pub memory: Result<u64, String>,
     /// The running tracker's metrics, or why there are none.
     pub metrics: Result<String, String>,
+    /// The files of the certificate, if TLS is served.
+    pub tls: Option<TlsFiles>,
     /// The state directory, or why there is none.
     pub state: Result<StateHome, String>,
     /// Whether this process runs in Kubernetes.
@@ -78,6 +80,15 @@ pub struct Denial {
     pub problem: String,
     /// What to do.
     pub remedy: String,
+}
+
+/// The files of the certificate.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// When the certificate is valid, or why it cannot be used.
+    pub validity: Result<Validity, String>,
+    /// Files that the user to change to may not read, and why.
+    pub unreadable: Vec<String>,
 }
 
 /// The state directory.
@@ -110,6 +121,8 @@ impl HostFacts {
             cores: affinity::usable_cpus().map(|it| it.len()).map_err(text),
             memory: memory::usable_bytes().map_err(text),
             metrics: metrics(reachable(config.admin.listen)),
+            tls: server::certificate_state(config)
+                .map(|(validity, unreadable)| TlsFiles { validity, unreadable }),
             state: server::state_directory(config)
                 .map(StateHome::inspect)
                 .map_err(|error| error.to_string()),

@@ -30,6 +30,7 @@ mod report;
 mod settings;
 mod spread;
 mod state;
+mod tls;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -43,7 +44,7 @@ use crate::config::{Config, ConfigFinding};
 use crate::server::{self, StartError};
 
 pub use earlier::EarlierCounters;
-pub use facts::{Denial, HostFacts, StateHome, WallClock};
+pub use facts::{Denial, HostFacts, StateHome, TlsFiles, WallClock};
 pub use finding::{Finding, Severity};
 pub use host::{Host, HostReadError};
 
@@ -127,7 +128,7 @@ impl HostReport {
 
 /// Runs all checks, group by group.
 pub fn examine(patient: &HostReport) -> Vec<Finding> {
-    let groups: [fn(&HostReport) -> Vec<Finding>; 11] = [
+    let groups: [fn(&HostReport) -> Vec<Finding>; 12] = [
         settings::examine,
         kernel::examine,
         clock::examine,
@@ -137,6 +138,7 @@ pub fn examine(patient: &HostReport) -> Vec<Finding> {
         conntrack::examine,
         addresses::examine,
         ports::examine,
+        tls::examine,
         container::examine,
         state::examine,
     ];

@@ -12,8 +12,13 @@ const DOUBTS: Check =
     Check::new("config.doubts", "These settings are allowed, but probably not what was meant.");
 
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    // The group `tls` has what will fail later of a certificate that is served.
+    let is_of_tls = |it: &&ConfigFinding| {
+        let is_about = ["tls.certificate", "tls.key"].map(Some).contains(&it.key.as_deref());
+        is_about && !it.is_fault() && report.facts.tls.is_some()
+    };
     let (faults, doubts): (Vec<_>, Vec<_>) =
-        report.configuration.iter().partition(|it| it.is_fault());
+        report.configuration.iter().filter(|it| !is_of_tls(it)).partition(|it| it.is_fault());
     let mut findings = vec![match faults.as_slice() {
         [] => VALID.ok("settings and the files that they name can be used"),
         faults => VALID.problem(lines(faults), "correct them, then check again\n$ skep check"),

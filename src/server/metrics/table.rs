@@ -197,6 +197,14 @@ series! {
         /// TLS handshakes: full, resumed, failed.
         counter skep_tls_handshakes_total{kind in Handshake} =
             |from, kind| from.stream_sum(|worker| worker.handshakes(kind).get());
+        /// Time at which the TLS certificate in force, or one of its chain, expires. 0: TLS is not
+        /// served.
+        gauge skep_tls_certificate_not_after_timestamp_seconds =
+            |from| from.context.certificate.not_after_s();
+        /// Attempts to load a changed certificate that failed; the one in force stays. Files that
+        /// cannot be used are tried again once a minute.
+        counter skep_tls_reload_failures_total =
+            |from| from.context.certificate.reload_failures();
         /// Connections that became WebSockets.
         counter skep_websocket_upgrades_total =
             |from| from.stream_sum(|worker| worker.upgrades.get());

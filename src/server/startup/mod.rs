@@ -36,7 +36,9 @@ use crate::server::sockets::stream_listeners::StreamListeners;
 use crate::server::state_directory::KeyWarning;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
-use crate::server::{StartError, check, confine, end_with_any_panic, log, options, tls, workers};
+use crate::server::{
+    StartError, certificate, check, confine, end_with_any_panic, log, options, tls, workers,
+};
 use crate::store::Store;
 use crate::sys::allocator::restrain_huge_pages;
 use crate::sys::identity::keep_files_private;
@@ -94,6 +96,9 @@ fn prepare(
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key loaded");
     let choice = backend::choose(config.server.io)?;
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
+    for warning in certificate::warnings(&config, user.as_ref()) {
+        tracing::warn!(target: log::OPERATOR, "{warning}");
+    }
     // From here to the end of `context`, the state directory is accessed as its user.
     let acting = confine::act_as(user.as_ref())?;
     let mut was_warned = keys.made_up;
@@ -116,6 +121,7 @@ fn prepare(
     let history = options::history(&config, was_warned);
     let context = AppContext {
         history: Arc::new(history),
+        certificate: tls.as_ref().map(|it| it.figures.clone()).unwrap_or_default(),
         ..AppContext::new(store, access_manager, live, snapshots)
     };
     drop(acting);
