@@ -69,7 +69,10 @@ impl DayLine {
                 let y = if most > 0.0 { HEIGHT * (1.0 - value / most) } else { HEIGHT };
                 (WIDTH - 1 - (now - minute), y)
             };
-            let places: Vec<_> = run.iter().copied().map(place).collect();
+            let mut places: Vec<_> = run.iter().copied().map(place).collect();
+            if let [(x, y)] = places[..] {
+                places.insert(0, (x.saturating_sub(POINT_MINUTES), y)); // wide enough to be seen
+            }
             let mut text = String::new();
             for (at, (x, y)) in places.iter().enumerate() {
                 let step = if at == 0 { 'M' } else { 'L' };
@@ -77,9 +80,6 @@ impl DayLine {
             }
             let [first, last] = [0, places.len() - 1].map(|at| places[at].0);
             let _ = write!(area, "{text}L{last} {HEIGHT}L{first} {HEIGHT}Z");
-            if places.len() == 1 {
-                text.push_str("h0"); // a round end of the line makes it a dot
-            }
             line.push_str(&text);
         }
         Self { line, area, most: count(most) }
@@ -166,9 +166,9 @@ mod tests {
         assert_eq!(day.area, "M1432 120L1437 0L1437 240L1432 240Z");
         assert_eq!(day.most, "400");
         let gap = line(&[(now - 60, 5.0), (now - 20, 5.0), (now - 15, 0.0)]);
-        assert_eq!(gap.line, "M1377 0h0M1417 0L1422 240", "a dot, then a line");
+        assert_eq!(gap.line, "M1372 0L1377 0M1417 0L1422 240", "two lines");
         assert_eq!(line(&[(now - DAY_MINUTES, 9.0), (now + 1, 9.0)]), DayLine::default());
-        assert_eq!(line(&[(now, 0.0)]).line, "M1437 240h0");
+        assert_eq!(line(&[(now, 0.0)]).line, "M1432 240L1437 240");
     }
 
     #[test]

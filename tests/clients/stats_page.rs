@@ -317,22 +317,51 @@ fn an_open_page_stays_live_while_the_tracker_drains() {
     assert!(skep.wait().success());
 }
 
-/// A tracker whose state is in this folder.
-fn start_in(folder: &Path) -> Skep {
+/// A tracker whose state is in this folder, with further arguments.
+fn start_in(folder: &Path, arguments: &[&str]) -> Skep {
     let mut command = support::command();
-    command.args(["--listen", "127.0.0.1:0", "--workers", "1"]).env("STATE_DIRECTORY", folder);
+    command.arg("run").args(["--listen", "127.0.0.1:0", "--workers", "1"]).args(arguments);
+    command.env("STATE_DIRECTORY", folder);
     Skep::spawn(command)
+}
+
+/// Waits until a sample has a seeder, which is then part of the minute that is kept.
+fn await_seeder(skep: &Skep) {
+    Client::connect(skep.udp[0]).announce(&seeder(1, 1001));
+    let mut viewer = Viewer::open(skep.admin);
+    let columns = viewer.next("history")["columns"].clone();
+    // The first sample has no rates, and is no part of a minute.
+    let is_kept = |row: &Value| {
+        of_row(&columns, row, "seeders") > 0.0 && of_row(&columns, row, "span_s") > 0.0
+    };
+    while !is_kept(&viewer.next("sample")["row"]) {}
+}
+
+/// Waits until a viewer gets a minute with a seeder from before the start.
+fn await_kept_minute(skep: &Skep) {
+    eventually("a viewer gets the minute of the first run", || {
+        let minutes = Viewer::open(skep.admin).next("minutes");
+        let rows = minutes["rows"].as_array().unwrap();
+        rows.first().is_some_and(|row| of_row(&minutes["columns"], row, "seeders") > 0.0)
+    });
+}
+
+#[test]
+fn a_successor_goes_on_with_the_last_24_hours() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = start_in(folder.path(), &[]);
+    await_seeder(&first);
+    let second = start_in(folder.path(), &["--take-over"]);
+    await_kept_minute(&second);
+    assert!(first.wait().success(), "{}", first.log());
 }
 
 #[test]
 fn the_last_24_hours_outlive_a_restart_but_not_damage() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("stats.history");
-    let mut first = start_in(folder.path());
-    Client::connect(first.udp[0]).announce(&seeder(1, 1001));
-    let mut viewer = Viewer::open(first.admin);
-    let columns = viewer.next("history")["columns"].clone();
-    while of_row(&columns, &viewer.next("sample")["row"], "seeders") < 1.0 {}
+    let mut first = start_in(folder.path(), &[]);
+    await_seeder(&first);
     first.signal("TERM");
     assert!(first.wait().success());
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
@@ -340,19 +369,15 @@ fn the_last_24_hours_outlive_a_restart_but_not_damage() {
     let day = DayHistory::decode(&kept).unwrap();
     assert!(kept.len() <= DAY_BYTES_MAX && day != DayHistory::default());
 
-    let mut second = start_in(folder.path());
-    eventually("a viewer gets the minute of the first run", || {
-        let minutes = Viewer::open(second.admin).next("minutes");
-        let rows = minutes["rows"].as_array().unwrap();
-        rows.first().is_some_and(|row| of_row(&minutes["columns"], row, "seeders") > 0.0)
-    });
+    let mut second = start_in(folder.path(), &[]);
+    await_kept_minute(&second);
     assert!(second.get("/stats").1.contains("<path class=\"line\" d=\"M"));
     second.signal("TERM");
     assert!(second.wait().success());
     assert!(!second.log().contains("history of the statistics page"), "{}", second.log());
 
     std::fs::write(&file, &kept[..kept.len() / 2]).unwrap();
-    let mut third = start_in(folder.path());
+    let mut third = start_in(folder.path(), &[]);
     third.log_with("history of the statistics page not usable");
     third.signal("TERM");
     assert!(third.wait().success());

@@ -176,7 +176,7 @@ impl StatsHub {
         let missing = usize::try_from(missing).unwrap_or(usize::MAX);
         let columns: Vec<_> = ["at_s"].into_iter().chain(MINUTE_COLUMNS).collect();
         let row = |row: &MinuteRow| -> Vec<f64> {
-            let values = row.values.iter().map(|value| thousandths(f64::from(*value)));
+            let values = row.values.iter().map(|value| short(f64::from(*value)));
             std::iter::once(middle_s(row.minute)).chain(values).collect()
         };
         let known = day.rows().skip(day.rows().len().saturating_sub(missing));
@@ -287,6 +287,12 @@ fn row_of(sample: &Sample) -> [f64; COLUMNS.len()] {
 /// Rounds a number to thousandths: further digits are useless and cost bytes.
 fn thousandths(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
+}
+
+/// Rounds a mean of a minute, of which a day has 20,000: to thousandths, or a large one to a whole
+/// number.
+fn short(mean: f64) -> f64 {
+    if mean < 100.0 { thousandths(mean) } else { mean.round() }
 }
 
 /// A sample as a message.

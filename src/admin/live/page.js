@@ -333,13 +333,13 @@
 
   // ---- messages ----
 
-  const status = find("status"), main = document.querySelector("main");
+  const status = find("status");
   let pauseMs = PAUSE_MS_MIN, silence = 0;
 
   const report = (state, text) => {
     if (status.dataset.state !== state || state === "away") status.textContent = text;
     status.dataset.state = state;
-    main.toggleAttribute("data-stale", state === "away");
+    document.body.toggleAttribute("data-stale", state === "away");
   };
 
   // Another version serves: loads its page, at most once for each version.

@@ -157,6 +157,7 @@ mod tests {
             "</span>abab</code></th><td class=\"n\">7</td>",
             "<td colspan=\"4\">Nothing was refused since the start.</td>",
             "<title>&#60;host&#62;: skep</title>",
+            "<link rel=\"icon\" href=\"data:image/svg+xml,",
             "<b id=\"peers-now\">123</b>",
             "<rect class=\"f0\" x=\"0\" width=\"1000\" height=\"20\"/>",
             "d=\"M1432 60L1437 0\"",

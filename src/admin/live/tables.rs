@@ -443,7 +443,7 @@ fn tracker(sample: &Sample) -> Rows {
         row("Serves", sample.access.to_owned()),
         row("Sources are limited", sample.limits.to_owned()),
         row("Announce interval", duration(rounded(sample.value("skep_announce_interval_seconds")))),
-        row("Longer for load (100 %: longest)", percent(load)),
+        row("Load (0 %: usual interval, 100 %: longest)", percent(load)),
         row("Torrents with peers", grouped(store.active_torrents)),
         row("Downloads, since start", grouped(store.completed)),
         row("Latest snapshot", snapshot),
