@@ -200,6 +200,16 @@ fn digest(bytes: &[u8; KEY_BYTES]) -> Digest {
     Sha256::digest(bytes).into()
 }
 
+/// The digest of a key of 32 hexadecimal digits; `None` for any other text, which cannot be a key.
+pub fn digest_of(digits: &str) -> Option<Digest> {
+    parse(digits.as_bytes()).map(|it| digest(&it))
+}
+
+/// The id of the key with this digest, for operators: its first 16 digits. It gives no access.
+pub fn id_of(digest: &Digest) -> String {
+    digest[..8].iter().map(|it| format!("{it:02x}")).collect()
+}
+
 /// Parses a key of 32 hexadecimal digits.
 fn parse(digits: &[u8]) -> Option<[u8; KEY_BYTES]> {
     let (pairs, rest) = digits.as_chunks::<2>();
@@ -311,9 +321,14 @@ impl ValidKey {
         }
     }
 
-    /// The key's id, for operators: the first 16 digits of its digest. It gives no access.
+    /// The key's id: see [`id_of`].
     pub fn id(&self) -> String {
-        self.digest[..8].iter().map(|it| format!("{it:02x}")).collect()
+        id_of(&self.digest)
+    }
+
+    /// The holder's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The digest by which it is looked up.
@@ -413,6 +428,8 @@ mod tests {
         assert_eq!(keys.check(digits.as_bytes()).unwrap().id(), key.id());
         assert!(keys.check(digits.to_uppercase().as_bytes()).is_some());
         assert_eq!(keys.with_id(&key.id()).unwrap().digest(), &digest);
+        assert_eq!(digest_of(&digits.to_uppercase()), Some(digest));
+        assert_eq!((digest_of(&digits[1..]), id_of(&digest)), (None, key.id()));
         let bad = ["", &digits[1..], &format!("{digits}0"), &"g".repeat(32), &"0".repeat(32)];
         assert!(bad.iter().all(|it| keys.check(it.as_bytes()).is_none()));
         assert_ne!(generate().0, digits);

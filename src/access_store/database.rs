@@ -4,6 +4,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
@@ -150,6 +151,41 @@ impl Database {
         let read = || -> Result<Option<RegisteredTorrent>, BoxedError> {
             let table = self.begin(redb::Database::begin_read)?.open_table(TORRENTS)?;
             table.get(&info_hash.0)?.map(|it| decode(it.value())).transpose()
+        };
+        read().map_err(|error| unusable(&self.path, &error))
+    }
+
+    /// Up to `count` registered torrents with the smallest hashes above `after`, in order.
+    ///
+    /// # Errors
+    /// If the file cannot be read any more.
+    pub(super) fn torrents_after(
+        &self,
+        after: Option<&InfoHash>,
+        count: usize,
+    ) -> Result<Vec<RegisteredTorrent>, DatabaseError> {
+        let read = || -> Result<Vec<RegisteredTorrent>, BoxedError> {
+            let table = self.begin(redb::Database::begin_read)?.open_table(TORRENTS)?;
+            let from = after.map_or(Bound::Unbounded, |it| Bound::Excluded(&it.0));
+            let range = table.range::<&[u8; 20]>((from, Bound::Unbounded))?;
+            range.take(count).map(|entry| decode(entry?.1.value())).collect()
+        };
+        read().map_err(|error| unusable(&self.path, &error))
+    }
+
+    /// The registered torrents with these hashes; `None` for one that is not registered.
+    ///
+    /// # Errors
+    /// If the file cannot be read any more.
+    pub(super) fn torrents_of(
+        &self,
+        hashes: &[InfoHash],
+    ) -> Result<Vec<Option<RegisteredTorrent>>, DatabaseError> {
+        let read = || -> Result<Vec<Option<RegisteredTorrent>>, BoxedError> {
+            let table = self.begin(redb::Database::begin_read)?.open_table(TORRENTS)?;
+            let record =
+                |hash: &InfoHash| table.get(&hash.0)?.map(|it| decode(it.value())).transpose();
+            hashes.iter().map(record).collect()
         };
         read().map_err(|error| unusable(&self.path, &error))
     }
@@ -369,7 +405,24 @@ mod tests {
         assert_eq!(database.torrents().unwrap(), std::slice::from_ref(&named));
         assert_eq!(database.torrent(&InfoHash([1; 20])).unwrap(), Some(named));
         assert_eq!(database.torrent(&InfoHash([2; 20])).unwrap(), None);
+        let of = database.torrents_of(&[InfoHash([2; 20]), InfoHash([1; 20])]).unwrap();
+        assert_eq!(of, [None, Some(database.torrent(&InfoHash([1; 20])).unwrap().unwrap())]);
         assert_eq!(database.passkeys().unwrap(), [([1; 32], record(3))]);
+    }
+
+    #[test]
+    fn pages_have_every_torrent_once_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(folder.path()).unwrap();
+        (1..=5).rev().for_each(|number| database.put_torrent(&torrent(number)).unwrap());
+        let page = |after: Option<u8>, count| {
+            let after = after.map(|it| InfoHash([it; 20]));
+            let found = database.torrents_after(after.as_ref(), count).unwrap();
+            found.iter().map(|it| it.info_hash.0[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(page(None, 2), [1, 2]);
+        assert_eq!(page(Some(2), 9), [3, 4, 5]);
+        assert!(page(Some(5), 9).is_empty() && page(None, 0).is_empty());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use database::Database;
 pub use database::DatabaseError;
 use files::ListFile;
 pub use files::{Edit, ListFileError};
-pub use registrations::{Issued, Registered};
+pub use registrations::{ImportOutcome, ImportedPasskey, Issued, Registered};
 pub use torrent::RegisteredTorrent;
 
 use crate::access::Access;
@@ -87,10 +87,16 @@ pub enum AccessError {
     #[error("{0}")]
     Snapshot(String),
     /// The tracker is open: it has neither registrations nor passkeys.
-    #[error("access.mode is open: nothing is registered")]
+    #[error(
+        "access.mode is open: torrents are not registered; remedy: set access.mode to \
+         \"registered\" or \"private\" and restart skep"
+    )]
     Open,
     /// The tracker has no passkeys.
-    #[error("access.mode is not private: there are no passkeys")]
+    #[error(
+        "access.mode is not private: there are no passkeys; remedy: set access.mode to \
+         \"private\" and restart skep"
+    )]
     NotPrivate,
     /// The torrent or the passkey does not exist.
     #[error("no such torrent or passkey")]

@@ -1,10 +1,12 @@
 //! Registers torrents and issues passkeys: first in the database, then in force.
 
+use std::collections::HashSet;
+
 use tracing::{info, warn};
 
 use super::{AccessError, AccessManager, Actor, Database, OPERATOR, RegisteredTorrent};
 use crate::access::mode::Mode;
-use crate::access::passkey::{self, KEYS_MAX, Limits, Record, Totals};
+use crate::access::passkey::{self, Digest, KEYS_MAX, Limits, Record, Totals};
 use crate::access::registry::REGISTERED_MAX;
 use crate::time::Now;
 use crate::types::InfoHash;
@@ -19,6 +21,28 @@ pub struct Registered {
     pub created: bool,
     /// Its record.
     pub torrent: RegisteredTorrent,
+}
+
+/// A passkey to add: one that clients have already, or a new one.
+#[derive(Clone, Debug)]
+pub struct ImportedPasskey {
+    /// The holder's name.
+    pub name: String,
+    /// Its limits.
+    pub limits: Limits,
+    /// The digest of the passkey that clients have; `None`: a new passkey is issued.
+    pub digest: Option<Digest>,
+}
+
+/// What became of an [`ImportedPasskey`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImportOutcome {
+    /// A new passkey: these 32 hexadecimal digits, which are not shown again.
+    Issued(String),
+    /// The passkey that clients have is valid now.
+    Imported,
+    /// The passkey was valid before. Its record, name and limits included, stays as it was.
+    Known,
 }
 
 /// A new passkey. It is not shown again.
@@ -86,8 +110,8 @@ impl AccessManager {
         torrent.hashes().for_each(|it| registry.insert(it, torrent.info_hash));
         let created = before.is_none();
         if created {
-            let info_hash = torrent.info_hash;
-            info!(target: OPERATOR, %info_hash, by = %who, "torrent registered");
+            let (info_hash, name) = (torrent.info_hash, torrent.name.as_deref());
+            info!(target: OPERATOR, %info_hash, by = %who, name, "torrent registered");
         }
         Ok(Registered { created, torrent })
     }
@@ -102,8 +126,32 @@ impl AccessManager {
         let torrent = self.registered(info_hash)?;
         database.remove_torrent(&torrent.info_hash)?;
         torrent.hashes().for_each(|it| self.access.registry().remove(&it));
-        info!(target: OPERATOR, info_hash = %torrent.info_hash, by = %who, "torrent unregistered");
+        let (info_hash, name) = (torrent.info_hash, torrent.name.as_deref());
+        info!(target: OPERATOR, %info_hash, by = %who, name, "torrent unregistered");
         Ok(())
+    }
+
+    /// Up to `count` registered torrents with the smallest hashes above `after`, in order.
+    ///
+    /// # Errors
+    /// [`AccessError`]: the tracker is open, or the database fails.
+    pub fn registered_after(
+        &self,
+        after: Option<&InfoHash>,
+        count: usize,
+    ) -> Result<Vec<RegisteredTorrent>, AccessError> {
+        Ok(self.database()?.torrents_after(after, count)?)
+    }
+
+    /// The record of each of these torrents, by any of its hashes; `None` for one that is not
+    /// registered. The records accompany lists of swarms, which are complete without them: a
+    /// database that cannot be read at present, as during a take-over, has none.
+    pub fn records(&self, hashes: &[InfoHash]) -> Vec<Option<RegisteredTorrent>> {
+        let registry = self.access.registry();
+        let canonical = |it: &InfoHash| registry.canonical(it).unwrap_or(*it);
+        let hashes: Vec<_> = hashes.iter().map(canonical).collect();
+        let read = self.database.as_ref().and_then(|it| it.torrents_of(&hashes).ok());
+        read.unwrap_or_else(|| vec![None; hashes.len()])
     }
 
     /// The record of a registered torrent, by any of its hashes.
@@ -138,8 +186,52 @@ impl AccessManager {
         let record = Record { name, limits, issued_s, totals: Totals::default() };
         database.put_passkeys(&[(digest, record.clone())])?;
         let id = self.access.passkeys().insert(digest, &record).id();
-        info!(target: OPERATOR, id, by = %who, "passkey issued");
+        info!(target: OPERATOR, id, name = record.name, by = %who, "passkey issued");
         Ok(Issued { passkey, id, record })
+    }
+
+    /// Adds many passkeys at once, in one transaction: all of them, or none. A passkey that is
+    /// valid already, or comes twice, stays as it is. Returns id and outcome of each.
+    ///
+    /// # Errors
+    /// [`AccessError`]: the tracker is not private, there are too many, or the database fails.
+    pub fn import(
+        &self,
+        passkeys: Vec<ImportedPasskey>,
+        now: Now,
+        who: Actor,
+    ) -> Result<Vec<(String, ImportOutcome)>, AccessError> {
+        let database = self.passkeys()?;
+        let _home = self.list_files();
+        let valid = self.access.passkeys();
+        let (mut results, mut records, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+        for ImportedPasskey { name, limits, digest } in passkeys {
+            let (digest, outcome) = match digest {
+                Some(digest) if valid.contains(&digest) || !seen.insert(digest) => {
+                    (digest, ImportOutcome::Known)
+                }
+                Some(digest) => (digest, ImportOutcome::Imported),
+                None => {
+                    let (passkey, digest) = passkey::generate();
+                    (digest, ImportOutcome::Issued(passkey))
+                }
+            };
+            if outcome != ImportOutcome::Known {
+                let (issued_s, totals) = (now.seconds(), Totals::default());
+                records.push((digest, Record { name, limits, issued_s, totals }));
+            }
+            results.push((passkey::id_of(&digest), outcome));
+        }
+        if valid.len() + records.len() > KEYS_MAX {
+            return Err(AccessError::Full);
+        }
+        if !records.is_empty() {
+            database.put_passkeys(&records)?;
+            records.iter().for_each(|(digest, record)| drop(valid.insert(*digest, record)));
+        }
+        let (added, known) = (records.len(), results.len() - records.len());
+        info!(target: OPERATOR, added, known, by = %who, "passkeys imported");
+        Ok(results)
     }
 
     /// Revokes a passkey.
@@ -152,7 +244,10 @@ impl AccessManager {
         let key = self.access.passkeys().with_id(id).ok_or(AccessError::Unknown)?;
         database.remove_passkey(key.digest())?;
         self.access.passkeys().remove(key.digest());
-        info!(target: OPERATOR, id = key.id(), by = %who, "passkey revoked");
+        info!(
+            target: OPERATOR,
+            id = key.id(), name = key.name(), by = %who, "passkey revoked"
+        );
         Ok(())
     }
 

@@ -19,11 +19,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 
 use super::problem::ApiError;
-use super::{Admin, JSON, NOT_KEPT, Process, Routes, lists, passkeys, registrations};
-use crate::access_store::{AccessError, AccessManager, Actor};
+use super::{Admin, JSON, NOT_KEPT, Process, Routes, lists, live, passkeys, registrations};
+use crate::access_store::{AccessError, AccessManager, Actor, RegisteredTorrent};
 use crate::time::Now;
-use crate::tracker::{ListedPeer, ListedTorrent, Listing, Role, TorrentOrder};
-use crate::types::{InfoHash, PeerKind};
+use crate::tracker::{ListedPeer, Listing, Role, TorrentOrder};
+use crate::types::{InfoHash, PeerKind, ScrapeEntry};
 
 /// Maximum number of entries in one response.
 const LIMIT_MAX: usize = 1000;
@@ -39,6 +39,7 @@ pub(super) fn routes<P: Process>() -> Routes<P> {
         ("/api/v1/openapi.json", get(async || (JSON, OPENAPI))),
         ("/api/v1/torrents", get(torrents::<P>).post(registrations::register::<P>)),
         ("/api/v1/torrents/{info_hash}", get(torrent::<P>).delete(registrations::unregister::<P>)),
+        ("/api/v1/status", get(live::status::<P>)),
         ("/api/v1/save", post(save::<P>)),
         // For tools that can only send GET. `access` refuses pages in browsers.
         ("/save_state", get(save::<P>)),
@@ -72,24 +73,37 @@ pub(super) async fn work<P: Process, T: Send + 'static>(
     Ok(done.await.map_err(|_| ApiError::broken())??)
 }
 
-/// A torrent in a response.
+/// A torrent in a response. `name`, `size` and `registered_s` are those of its registration, null
+/// without one.
 #[derive(Serialize)]
-struct TorrentBody {
+pub(super) struct TorrentBody {
     info_hash: String,
+    name: Option<String>,
+    size: Option<u64>,
+    registered_s: Option<u64>,
     seeders: u32,
     leechers: u32,
     downloaders: u32,
     completed: u32,
 }
 
-impl From<&ListedTorrent> for TorrentBody {
-    fn from(torrent: &ListedTorrent) -> Self {
+impl TorrentBody {
+    pub(super) fn new(
+        info_hash: &InfoHash,
+        record: Option<RegisteredTorrent>,
+        counts: &ScrapeEntry,
+    ) -> Self {
+        let registered_s = record.as_ref().map(|it| it.registered_s);
+        let (name, size) = record.map(|it| (it.name, it.size)).unwrap_or_default();
         Self {
-            info_hash: torrent.info_hash.to_string(),
-            seeders: torrent.counts.seeders,
-            leechers: torrent.counts.leechers,
-            downloaders: torrent.counts.downloaders,
-            completed: torrent.counts.completed,
+            info_hash: info_hash.to_string(),
+            name,
+            size,
+            registered_s,
+            seeders: counts.seeders,
+            leechers: counts.leechers,
+            downloaders: counts.downloaders,
+            completed: counts.completed,
         }
     }
 }
@@ -121,13 +135,14 @@ impl From<&ListedPeer> for PeerBody {
 }
 
 #[derive(Serialize)]
-struct TorrentsResponse {
-    torrents: Vec<TorrentBody>,
+pub(super) struct TorrentsResponse {
+    pub(super) torrents: Vec<TorrentBody>,
     /// `after` of the next page, if there is one.
-    next: Option<String>,
+    pub(super) next: Option<String>,
 }
 
-/// Serves the largest torrents, or a page of all torrents in the order of their info-hashes.
+/// Serves the largest torrents, or a page of all torrents in the order of their info-hashes:
+/// announced ones, or registered ones.
 async fn torrents<P: Process>(
     State(admin): State<Admin<P>>,
     uri: Uri,
@@ -137,11 +152,30 @@ async fn torrents<P: Process>(
     let order = parameters.take("sort")?.map(|it| order(&it)).transpose()?;
     let after = parameters.take("after")?;
     let after = after.map(|it| info_hash("after", &it)).transpose()?;
+    let is_registered = parameters.flag("registered")?;
     parameters.end()?;
     if order.is_some() && after.is_some() {
         return Err(ApiError::bad_parameter("after", "cannot be combined with sort"));
     }
-    let mut listed = walk(&admin, move |listing| match order {
+    if order.is_some() && is_registered {
+        return Err(ApiError::bad_parameter("registered", "cannot be combined with sort"));
+    }
+    let page = if is_registered {
+        registrations::page(&admin, after, limit).await?
+    } else {
+        announced(&admin, order, after, limit).await?
+    };
+    Ok(([NOT_KEPT], Json(page)))
+}
+
+/// The largest announced torrents, or a page of all.
+async fn announced<P: Process>(
+    admin: &Admin<P>,
+    order: Option<TorrentOrder>,
+    after: Option<InfoHash>,
+    limit: usize,
+) -> Result<TorrentsResponse, ApiError> {
+    let mut listed = walk(admin, move |listing| match order {
         Some(order) => listing.torrents_by(order, limit),
         // One torrent more shows whether there is another page.
         None => listing.torrents_after(after.as_ref(), limit + 1),
@@ -150,8 +184,11 @@ async fn torrents<P: Process>(
     let is_last = listed.len() <= limit;
     listed.truncate(limit);
     let next = listed.last().filter(|_| !is_last).map(|it| it.info_hash.to_string());
-    let torrents = listed.iter().map(TorrentBody::from).collect();
-    Ok(([NOT_KEPT], Json(TorrentsResponse { torrents, next })))
+    let hashes: Vec<_> = listed.iter().map(|it| it.info_hash).collect();
+    let records = work(admin, move |access_manager, _| Ok(access_manager.records(&hashes))).await?;
+    let torrents = listed.iter().zip(records);
+    let torrents = torrents.map(|(it, record)| TorrentBody::new(&it.info_hash, record, &it.counts));
+    Ok(TorrentsResponse { torrents: torrents.collect(), next })
 }
 
 #[derive(Serialize)]
@@ -163,26 +200,34 @@ struct TorrentResponse {
     next: Option<usize>,
 }
 
-/// Serves one torrent with a page of its peers.
+/// Serves one torrent, by any of its hashes, with a page of its peers.
 async fn torrent<P: Process>(
     State(admin): State<Admin<P>>,
     digits: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<impl IntoResponse, ApiError> {
     // A path that cannot be decoded is not a hash.
-    let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
+    let named = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
     let mut parameters = Parameters::of(&uri)?;
     let limit = parameters.limit()?;
     let skip = parameters.number("skip", "must be a number from 0 on")?.unwrap_or(0);
     parameters.end()?;
     let now: Now = admin.process.now();
+    let record =
+        work(&admin, move |access_manager, _| Ok(access_manager.records(&[named]))).await?;
+    let record = record.into_iter().next().flatten();
+    let info_hash = record.as_ref().map_or(named, |it| it.info_hash);
     let found = walk(&admin, move |listing| listing.torrent(&info_hash, now, skip, limit)).await?;
-    let (listed, peers) = found.ok_or_else(ApiError::unknown_torrent)?;
-    let all = u64::from(listed.counts.seeders) + u64::from(listed.counts.leechers);
+    // A registered torrent exists, also before its first announce.
+    let unannounced = record.is_some().then(|| (ScrapeEntry::default(), Vec::new()));
+    let found = found.map(|(listed, peers)| (listed.counts, peers)).or(unannounced);
+    let (counts, peers) = found.ok_or_else(ApiError::unknown_torrent)?;
+    let all = u64::from(counts.seeders) + u64::from(counts.leechers);
     let behind = skip.saturating_add(peers.len());
     let next = (!peers.is_empty() && (behind as u64) < all).then_some(behind);
     let peers = peers.iter().map(PeerBody::from).collect();
-    Ok(([NOT_KEPT], Json(TorrentResponse { torrent: (&listed).into(), peers, next })))
+    let torrent = TorrentBody::new(&info_hash, record, &counts);
+    Ok(([NOT_KEPT], Json(TorrentResponse { torrent, peers, next })))
 }
 
 #[derive(Serialize)]
@@ -256,6 +301,15 @@ impl Parameters {
     ) -> Result<Option<usize>, ApiError> {
         let number = |it: String| it.parse().map_err(|_| ApiError::bad_parameter(name, what));
         self.take(name)?.map(number).transpose()
+    }
+
+    /// Takes a parameter that is true or false; false if it is absent.
+    pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, ApiError> {
+        match self.take(name)?.as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(ApiError::bad_parameter(name, "must be true or false")),
+        }
     }
 
     pub(super) fn limit(&mut self) -> Result<usize, ApiError> {

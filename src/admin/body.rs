@@ -10,27 +10,33 @@ use super::json::Strict;
 use super::problem::ApiError;
 
 /// The fields of a body.
-pub(super) struct BodyFields(Map<String, Value>);
+pub(super) struct BodyFields {
+    fields: Map<String, Value>,
+    /// The names that were asked for.
+    known: Vec<&'static str>,
+}
 
 impl BodyFields {
     /// Parses a body; an empty one has no fields.
     pub(super) fn of(body: Result<Bytes, BytesRejection>) -> Result<Self, ApiError> {
         let body = body.map_err(|error| match error.status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::long_body(),
-            _ => ApiError::bad_body(),
+            _ => ApiError::bad_body("it cannot be received"),
         })?;
         if body.is_empty() {
-            return Ok(Self(Map::new()));
+            return Ok(Map::new().into());
         }
         match serde_json::from_slice(&body) {
-            Ok(Strict(Value::Object(fields))) => Ok(Self(fields)),
-            _ => Err(ApiError::bad_body()),
+            Ok(Strict(Value::Object(fields))) => Ok(fields.into()),
+            Ok(Strict(_)) => Err(ApiError::bad_body("it is another JSON value")),
+            Err(error) => Err(ApiError::bad_body(&error.to_string())),
         }
     }
 
     /// Takes a field; `None` if it is absent or null.
     pub(super) fn take(&mut self, name: &'static str) -> Option<Value> {
-        self.0.remove(name).filter(|it| !it.is_null())
+        self.known.push(name);
+        self.fields.remove(name).filter(|it| !it.is_null())
     }
 
     /// Takes a text.
@@ -65,12 +71,15 @@ impl BodyFields {
 
     /// Fails if a field is left: it would be ignored silently.
     pub(super) fn end(self) -> Result<(), ApiError> {
-        if self.0.is_empty() { Ok(()) } else { Err(ApiError::bad_body()) }
+        match self.fields.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(ApiError::unknown_field(name, &self.known)),
+        }
     }
 }
 
 impl From<Map<String, Value>> for BodyFields {
-    fn from(them: Map<String, Value>) -> Self {
-        Self(them)
+    fn from(fields: Map<String, Value>) -> Self {
+        Self { fields, known: Vec::new() }
     }
 }

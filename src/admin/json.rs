@@ -15,6 +15,14 @@ impl<'de> Deserialize<'de> for Strict {
     }
 }
 
+/// Most bytes of a field's name in an error.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The first bytes of a field's name, for an error.
+pub(super) fn shortened(name: &str) -> &str {
+    &name[..name.floor_char_boundary(NAME_BYTES_MAX)]
+}
+
 struct BoundedReader;
 
 impl<'de> Visitor<'de> for BoundedReader {
@@ -59,9 +67,11 @@ impl<'de> Visitor<'de> for BoundedReader {
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
         let mut all = Map::new();
         while let Some((name, Strict(value))) = fields.next_entry::<String, _>()? {
-            if all.insert(name, value).is_some() {
-                return Err(A::Error::custom("a field is given twice"));
+            if all.contains_key(&name) {
+                let problem = format!("the field {:?} is given twice", shortened(&name));
+                return Err(A::Error::custom(problem));
             }
+            all.insert(name, value);
         }
         Ok(all.into())
     }

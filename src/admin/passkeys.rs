@@ -6,21 +6,29 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::api::{Caller, Parameters, work};
 use super::body::BodyFields;
 use super::problem::ApiError;
 use super::{Admin, NOT_KEPT, Process, Routes};
 use crate::access::mode::Mode;
-use crate::access::passkey::{Limits, NAME_BYTES_MAX, PEERS_MAX, Record, Totals, Usage, ValidKey};
-use crate::access_store::{AccessError, AccessManager};
+use crate::access::passkey::{
+    Limits, NAME_BYTES_MAX, PEERS_MAX, Record, Totals, Usage, ValidKey, digest_of,
+};
+use crate::access_store::{AccessError, AccessManager, ImportOutcome, ImportedPasskey};
+
+/// Maximum number of passkeys in one import: their fields fit into a body, and one transaction
+/// holds up other changes for milliseconds.
+const IMPORTED_MAX: usize = 1000;
 
 /// The routes of passkeys.
 pub(super) fn routes<P: Process>() -> Routes<P> {
     vec![
         ("/api/v1/passkeys", get(list::<P>).post(issue::<P>)),
+        ("/api/v1/passkeys/import", post(import::<P>)),
         ("/api/v1/passkeys/{id}", get(look::<P>).delete(revoke::<P>)),
     ]
 }
@@ -66,10 +74,12 @@ async fn list<P: Process>(
     let mut parameters = Parameters::of(&uri)?;
     let limit = parameters.limit()?;
     let after = parameters.take("after")?.unwrap_or_default();
+    let name = parameters.take("name")?;
     parameters.end()?;
     let look = move |access_manager: &AccessManager| {
         let all = private(access_manager)?.passkeys().all();
-        let mut rest = all.iter().filter(|it| it.id() > after);
+        let is_named = |it: &ValidKey| name.as_deref().is_none_or(|name| it.name() == name);
+        let mut rest = all.iter().filter(|it| is_named(it) && it.id() > after);
         let passkeys: Vec<_> = rest.by_ref().take(limit).map(|it| Listed::of(it)).collect();
         let more = rest.next().is_some();
         let next = passkeys.last().filter(|_| more).map(|it| it.id.clone());
@@ -93,11 +103,22 @@ async fn issue<P: Process>(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     let mut fields = BodyFields::of(body)?;
+    let (name, limits) = name_and_limits(&mut fields)?;
+    fields.end()?;
+    let issued =
+        work(&admin, move |access_manager, now| access_manager.issue(&name, limits, now, who))
+            .await?;
+    let listed = Listed::new(issued.id, issued.record, Usage::default());
+    let new = New { passkey: issued.passkey, listed };
+    Ok((StatusCode::CREATED, [NOT_KEPT], Json(new)))
+}
+
+/// Takes the fields of every new passkey: the holder's name, and limits.
+fn name_and_limits(fields: &mut BodyFields) -> Result<(String, Limits), ApiError> {
     let name = fields.text("name")?.unwrap_or_default();
     let announces_per_minute = fields.short("announces_per_minute")?;
     let (torrents, peers) = (fields.short("torrents")?, fields.short("peers")?);
     let limits = Limits::of(announces_per_minute, torrents, peers);
-    fields.end()?;
     if name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
         let problem = "must be at most 100 bytes without control characters";
         return Err(ApiError::bad_parameter("name", problem));
@@ -105,12 +126,65 @@ async fn issue<P: Process>(
     if limits.peers > PEERS_MAX {
         return Err(ApiError::bad_parameter("peers", "must be at most 100000"));
     }
-    let issued =
-        work(&admin, move |access_manager, now| access_manager.issue(&name, limits, now, who))
-            .await?;
-    let listed = Listed::new(issued.id, issued.record, Usage::default());
-    let new = New { passkey: issued.passkey, listed };
-    Ok((StatusCode::CREATED, [NOT_KEPT], Json(new)))
+    Ok((name, limits))
+}
+
+/// The result of an import for one passkey.
+#[derive(Serialize)]
+struct ImportResult {
+    id: String,
+    name: String,
+    /// `issued`, `imported` or `known`.
+    status: &'static str,
+    /// A new passkey; only this response contains it.
+    passkey: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ImportResponse {
+    /// In the order of the request.
+    passkeys: Vec<ImportResult>,
+}
+
+/// Adds many passkeys: those that clients of another tracker have, or new ones.
+async fn import<P: Process>(
+    State(admin): State<Admin<P>>,
+    Caller(who): Caller,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<impl IntoResponse, ApiError> {
+    let mut fields = BodyFields::of(body)?;
+    let listed = fields.list("passkeys")?;
+    fields.end()?;
+    if listed.len() > IMPORTED_MAX {
+        return Err(ApiError::bad_parameter("passkeys", "must be at most 1000"));
+    }
+    let passkeys = listed.into_iter().map(imported).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<_> = passkeys.iter().map(|it| it.name.clone()).collect();
+    let done = work(&admin, move |access_manager, now| access_manager.import(passkeys, now, who));
+    let result = |(name, (id, outcome))| {
+        let (status, passkey) = match outcome {
+            ImportOutcome::Issued(passkey) => ("issued", Some(passkey)),
+            ImportOutcome::Imported => ("imported", None),
+            ImportOutcome::Known => ("known", None),
+        };
+        ImportResult { id, name, status, passkey }
+    };
+    let passkeys = names.into_iter().zip(done.await?).map(result).collect();
+    Ok(([NOT_KEPT], Json(ImportResponse { passkeys })))
+}
+
+/// Parses one passkey of an import.
+fn imported(value: Value) -> Result<ImportedPasskey, ApiError> {
+    let Value::Object(fields) = value else {
+        return Err(ApiError::bad_parameter("passkeys", "must be objects"));
+    };
+    let mut fields = BodyFields::from(fields);
+    let (name, limits) = name_and_limits(&mut fields)?;
+    let digits = fields.text("passkey")?;
+    fields.end()?;
+    let problem = || ApiError::bad_parameter("passkey", "must be 32 hexadecimal digits");
+    let digest = digits.map(|it| digest_of(&it).ok_or_else(problem)).transpose()?;
+    Ok(ImportedPasskey { name, limits, digest })
 }
 
 /// Serves one passkey.

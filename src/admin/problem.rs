@@ -1,8 +1,8 @@
 //! Error responses of the API:
 //! `{"error":{"code":"…","message":"…","field":"…"}}`.
 //!
-//! The code never changes, for programs; the message gives the remedy, for people. Neither contains
-//! anything from the request.
+//! The code never changes, for programs; the message gives the remedy, for people. The only text of
+//! the request in them is the name of a field that cannot be used, shortened.
 
 use std::borrow::Cow;
 
@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::JSON;
+use super::json::shortened;
 use super::live::VIEWERS_MAX;
 use crate::access_store::AccessError;
 
@@ -26,7 +27,7 @@ struct Error {
     code: &'static str,
     message: Cow<'static, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'static str>,
+    field: Option<Cow<'static, str>>,
 }
 
 impl ApiError {
@@ -39,8 +40,13 @@ impl ApiError {
         field: &'static str,
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
-        let problem = Self::new(StatusCode::BAD_REQUEST, "bad_parameter", message);
-        Self { error: Error { field: Some(field), ..problem.error }, ..problem }
+        Self::new(StatusCode::BAD_REQUEST, "bad_parameter", message).about(field)
+    }
+
+    /// The same error, about this field.
+    fn about(mut self, field: impl Into<Cow<'static, str>>) -> Self {
+        self.error.field = Some(field.into());
+        self
     }
 
     /// An unknown parameter, or a query that cannot be parsed: 400.
@@ -50,11 +56,20 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "bad_query", message)
     }
 
-    /// A body that is not a JSON object with the fields of this page: 400.
-    pub(super) fn bad_body() -> Self {
-        let message = "the body must be a JSON object with fields that this path accepts, each \
-                       once; /api/v1/openapi.json describes them";
+    /// A body that is not a JSON object, or has a field twice: 400.
+    pub(super) fn bad_body(problem: &str) -> Self {
+        let message = format!(
+            "the body must be a JSON object, each field once: {problem}; /api/v1/openapi.json \
+             describes it"
+        );
         Self::new(StatusCode::BAD_REQUEST, "bad_body", message)
+    }
+
+    /// A field of a body that the path does not accept: 400. `known` are those that it accepts.
+    pub(super) fn unknown_field(name: &str, known: &[&'static str]) -> Self {
+        let name = shortened(name).to_owned();
+        let message = format!("no such field; allowed: {}", known.join(", "));
+        Self::new(StatusCode::BAD_REQUEST, "bad_body", message).about(name)
     }
 
     /// A body of more than 2 MB: 413.
@@ -143,15 +158,22 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the tracker is stopping")
     }
 
+    /// The process has begun within this second, and there are no figures yet: 503.
+    pub(super) fn no_figures() -> Self {
+        let message = "the tracker has just started: there are no figures yet";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "starting", message)
+    }
+
     /// An unknown page: 404.
     pub(super) fn no_such_page() -> Self {
         let message = "no such path; /api/v1/openapi.json lists all paths";
         Self::new(StatusCode::NOT_FOUND, "no_such_page", message)
     }
 
-    /// A torrent that no client has announced: 404.
+    /// A torrent that no client has announced and nobody has registered: 404.
     pub(super) fn unknown_torrent() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "unknown_torrent", "no peer has announced this torrent")
+        let message = "no peer has announced this torrent, and it is not registered";
+        Self::new(StatusCode::NOT_FOUND, "unknown_torrent", message)
     }
 
     /// An unknown or revoked passkey: 404.

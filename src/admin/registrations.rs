@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use serde::Serialize;
 
-use super::api::{Caller, info_hash, work};
+use super::api::{Caller, TorrentBody, TorrentsResponse, info_hash, work};
 use super::body::BodyFields;
 use super::problem::ApiError;
 use super::{Admin, NOT_KEPT, Process, Routes};
@@ -42,6 +42,29 @@ pub(super) async fn register<P: Process>(
     let done = work(&admin, register).await?;
     let status = if done.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, [NOT_KEPT], Json(done.torrent)))
+}
+
+/// A page of the registered torrents in the order of their hashes.
+pub(super) async fn page<P: Process>(
+    admin: &Admin<P>,
+    after: Option<InfoHash>,
+    limit: usize,
+) -> Result<TorrentsResponse, ApiError> {
+    let process = admin.process.clone();
+    let read = move |access_manager: &AccessManager| {
+        // One torrent more shows whether there is another page.
+        let mut found = access_manager.registered_after(after.as_ref(), limit + 1)?;
+        let is_last = found.len() <= limit;
+        found.truncate(limit);
+        let next = found.last().filter(|_| !is_last).map(|it| it.info_hash.to_string());
+        let listing = process.listing();
+        let torrent = |record: RegisteredTorrent| {
+            let info_hash = record.info_hash;
+            TorrentBody::new(&info_hash, Some(record), &listing.counts(&info_hash))
+        };
+        Ok(TorrentsResponse { torrents: found.into_iter().map(torrent).collect(), next })
+    };
+    work(admin, move |access_manager, _| read(access_manager)).await
 }
 
 /// Unregisters a torrent.

@@ -1,12 +1,15 @@
 //! Sends requests to a tracker's admin listener, with hyper: one connection per request, with
-//! limits on time and size. Used by `skep torrent`, `skep doctor` and `skep health`.
+//! limits on time and size. Used by `skep doctor` and `skep health`, and by `admin`, which adds the
+//! token and tries.
 //!
 //! `skep probe` has its own clients, because it times connect, TLS and response separately and
 //! checks bytes that an HTTP library hides.
 
+use std::cell::Cell;
 use std::error::Error as _;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HOST};
@@ -15,10 +18,15 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::client::http::HEAD_BYTES_MAX;
+use crate::client::tls;
 
 /// Limits of one request.
 #[derive(Clone, Copy)]
@@ -62,6 +70,24 @@ pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
+/// A server: where it is, and how to trust it.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    /// HOST:PORT.
+    pub(super) authority: String,
+    /// TLS, with the name that the certificate must hold; `None`: plain HTTP.
+    pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
+
+/// Why a request has no response, and whether it may have been carried out.
+#[derive(Debug)]
+pub(super) struct ExchangeError {
+    /// Why.
+    pub(super) error: AdminRequestError,
+    /// Whether there was a connection, so that the request may have arrived.
+    pub(super) is_sent: bool,
+}
+
 /// Sends a request to HOST:PORT and waits for the whole response. Blocks.
 ///
 /// # Errors
@@ -72,21 +98,62 @@ pub(super) fn exchange(
     body: Vec<u8>,
     limits: RequestLimits,
 ) -> Result<Response<Bytes>, AdminRequestError> {
-    let request = request.header(HOST, authority).header(CONNECTION, "close");
-    let request = request.body(Full::from(body)).map_err(io::Error::other)?;
+    let server = Server { authority: authority.to_owned(), tls: None };
+    exchange_with(&server, request, body, limits).map_err(|it| it.error)
+}
+
+/// Sends a request to a server and waits for the whole response. Blocks.
+///
+/// # Errors
+/// [`ExchangeError`] if there is no complete response.
+pub(super) fn exchange_with(
+    server: &Server,
+    request: request::Builder,
+    body: Vec<u8>,
+    limits: RequestLimits,
+) -> Result<Response<Bytes>, ExchangeError> {
+    let is_sent = Cell::new(false);
+    let exchanged = || -> Result<_, AdminRequestError> {
+        let request = request.header(HOST, &server.authority).header(CONNECTION, "close");
+        let request = request.body(Full::from(body)).map_err(io::Error::other)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(conversation(server, request, limits, &is_sent))
+    };
+    exchanged().map_err(|error| ExchangeError { error, is_sent: is_sent.get() })
+}
+
+/// Connects, sends a request and waits for the response. Sets `is_sent` once there is a connection.
+async fn conversation(
+    server: &Server,
+    request: http::Request<Full<Bytes>>,
+    limits: RequestLimits,
+    is_sent: &Cell<bool>,
+) -> Result<Response<Bytes>, AdminRequestError> {
     let late =
         |_| io::Error::new(io::ErrorKind::TimedOut, format!("timed out after {:?}", limits.step));
-    let conversation = async {
-        let connecting = timeout(limits.step, TcpStream::connect(authority));
-        let stream = connecting.await.map_err(late)??;
+    let connecting = timeout(limits.step, TcpStream::connect(&server.authority));
+    let stream = connecting.await.map_err(late)??;
+    let Some((config, name)) = &server.tls else {
+        is_sent.set(true);
         let responding = timeout(limits.step, converse(stream, request, limits.body_bytes));
-        responding.await.map_err(late)?
+        return responding.await.map_err(late)?;
     };
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(conversation)
+    let connector = TlsConnector::from(config.clone());
+    let shaking_hands = timeout(limits.step, connector.connect(name.clone(), stream));
+    let stream = shaking_hands.await.map_err(late)?.map_err(|error| explained(error, name))?;
+    is_sent.set(true);
+    timeout(limits.step, converse(stream, request, limits.body_bytes)).await.map_err(late)?
+}
+
+/// The error of a TLS handshake, with its remedy.
+fn explained(error: io::Error, name: &ServerName<'_>) -> io::Error {
+    let of_tls = error.get_ref().and_then(|it| it.downcast_ref::<rustls::Error>());
+    let text = of_tls.map(|it| tls::explain(it, &name.to_str()));
+    text.map_or(error, io::Error::other)
 }
 
 async fn converse(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     request: http::Request<Full<Bytes>>,
     body_bytes_max: usize,
 ) -> Result<Response<Bytes>, AdminRequestError> {

@@ -2,13 +2,19 @@
 //!
 //! Exit codes: 0 done, 1 failed at run time, 2 invalid usage or configuration.
 
+mod admin;
 mod admin_client;
 mod check;
 pub mod doctor;
 mod health;
 mod info_hash;
+mod lists;
+mod passkey;
 mod probe;
 mod snapshot;
+mod status;
+mod table;
+mod text;
 mod torrent;
 
 use std::io::Write as _;
@@ -32,7 +38,10 @@ Examples:
   skep doctor                                check this host: findings with remedies
   skep probe udp://127.0.0.1:6969            send requests as a client would
   skep health                                whether the running tracker is well, for scripts
+  skep status                                what a running tracker does, on one screen
   skep torrent add DIR                       register .torrent files with a running tracker
+  skep passkey add ann                       issue a passkey of a private tracker
+  skep deny networks add 192.0.2.0/24        refuse a network
   skep snapshot inspect FILE                 print what is in a snapshot of the swarms
   curl http://127.0.0.1:6970/metrics         figures; /livez and /readyz for probes
 
@@ -68,9 +77,20 @@ enum Command {
     Probe(probe::Options),
     /// Ask the running tracker whether it is well; exit code 0 if it is, 1 if not
     Health(health::Options),
-    /// Register .torrent files with a running tracker
+    /// Show state, rates, peers, limits, memory and warnings of a running tracker
+    Status(status::Options),
+    /// Register torrents with a running tracker; list, show and remove them
     #[command(subcommand)]
     Torrent(torrent::TorrentCommand),
+    /// Issue passkeys of a private tracker; list, revoke and import them
+    #[command(subcommand)]
+    Passkey(passkey::PasskeyCommand),
+    /// Edit the lists of what a running tracker refuses
+    #[command(subcommand)]
+    Deny(lists::DenyCommand),
+    /// Edit the lists of what alone a running tracker serves
+    #[command(subcommand)]
+    Allow(lists::AllowCommand),
     /// Inspect, verify or export a snapshot of the swarms
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
@@ -130,7 +150,11 @@ pub fn main() -> ExitCode {
         Command::Doctor(options) => return doctor::run(&options),
         Command::Probe(options) => return probe::run(&options),
         Command::Health(options) => return health::run(&options),
+        Command::Status(options) => return status::run(&options),
         Command::Torrent(command) => return torrent::run(command),
+        Command::Passkey(command) => return passkey::run(command),
+        Command::Deny(command) => return lists::deny(command),
+        Command::Allow(command) => return lists::allow(command),
         Command::Snapshot(command) => return snapshot::run(command),
     };
     match done {

@@ -11,6 +11,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::text::{count, date};
+use crate::frontend::figures::grouped;
 use crate::snapshot::{Block, Snapshot, SnapshotError};
 use crate::store::{Role, SavedPeer, TorrentPart};
 use crate::sys::regular_file;
@@ -19,8 +21,8 @@ const EXAMPLES: &str = "\
 Examples:
   skep snapshot inspect swarms.snapshot          when and by what it was written, its contents
   skep snapshot verify /backup/swarms.snapshot   exit code 0 if it is intact
-  skep snapshot export --json swarms.snapshot | head -1
-  skep snapshot export --json swarms.snapshot | jq -c 'select(.completed > 1000)'
+  skep snapshot export swarms.snapshot | head -1
+  skep snapshot export swarms.snapshot | jq -c 'select(.completed > 1000)'
 
 Snapshots are in server.state_dir: swarms.snapshot is the latest, swarms.snapshot.previous the one
 before it. After POST /api/v1/save on its admin listener, a running tracker writes one at once.
@@ -36,7 +38,7 @@ pub(super) enum SnapshotCommand {
     /// Verify all checksums and lengths of a snapshot
     #[command(after_help = EXAMPLES)]
     Verify(Named),
-    /// Print every torrent with its peers
+    /// Print every torrent with its peers as JSON, one object per line
     #[command(after_help = EXAMPLES)]
     Export(Export),
 }
@@ -52,9 +54,9 @@ pub(super) struct Named {
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    /// Print JSON, one object per line (required). A large torrent takes several lines; add up
-    /// their download counts
-    #[arg(long, required = true)]
+    /// JSON, one object per line: the only form, also without this flag. A large torrent takes
+    /// several lines; add up their download counts
+    #[arg(long)]
     json: bool,
     /// The snapshot
     #[arg(value_name = "FILE")]
@@ -111,15 +113,19 @@ fn inspect(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError
         ("version", header.version.to_string()),
         ("written by", format!("skep {}", header.build)),
         ("tracker", tracker),
-        ("written at", format!("{} s since the Unix epoch", header.at_s)),
-        ("bytes", format!("{}, blocks {}", contents.bytes, contents.blocks)),
-        ("torrents", format!("{}, of which {} have peers", sums.torrents, sums.active)),
-        ("peers", format!("{} over IPv4, {} over IPv6", sums.v4, sums.v6)),
-        ("seeders", format!("{} of them", sums.seeders)),
-        ("oldest peer", format!("{} s", sums.oldest_s)),
+        ("written at", date(header.at_s)),
+        ("size", format!("{} in {}", count(contents.bytes, "byte"), blocks(contents.blocks))),
+        ("torrents", format!("{}, {} with peers", grouped(sums.torrents), grouped(sums.active))),
+        ("peers", format!("{} over IPv4, {} over IPv6", grouped(sums.v4), grouped(sums.v6))),
+        ("seeders", format!("{} of them", grouped(sums.seeders))),
+        ("oldest peer", format!("{} s", grouped(sums.oldest_s.into()))),
         (
             "completed",
-            format!("{} ever counted, {} in these torrents", contents.completed, sums.completed),
+            format!(
+                "{} ever counted, {} in these torrents",
+                grouped(contents.completed),
+                grouped(sums.completed)
+            ),
         ),
     ];
     for (name, value) in lines {
@@ -164,14 +170,13 @@ impl Sums {
 fn verify(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError> {
     let snapshot = open(path)?;
     let totals = snapshot.contents();
-    writeln!(
-        out,
-        "{}: complete, {} blocks, {} peers",
-        path.display(),
-        totals.blocks,
-        totals.peers
-    )?;
+    let (blocks, peers) = (blocks(totals.blocks), count(totals.peers, "peer"));
+    writeln!(out, "{}: complete, {blocks}, {peers}", path.display())?;
     Ok(())
+}
+
+fn blocks(number: u64) -> String {
+    count(number, "block")
 }
 
 /// One line of JSON: a torrent, or a part of one.

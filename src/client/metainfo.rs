@@ -38,9 +38,18 @@ pub struct Metainfo<'a> {
 /// Why a file is not a torrent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MetainfoError {
-    /// It is not a bencoded dictionary, is truncated, or is followed by other bytes.
-    #[error("not a bencoded dictionary, or a truncated one")]
+    /// There is nothing in it.
+    #[error("the file is empty")]
+    Empty,
+    /// It is something else: a page, an archive, a magnet link.
+    #[error("it does not begin as a bencoded dictionary does, with a d")]
+    NotDictionary,
+    /// It begins as a bencoded dictionary, and is truncated or damaged.
+    #[error("truncated or damaged")]
     NotBencode,
+    /// A dictionary, followed by other bytes.
+    #[error("there are other bytes behind the dictionary")]
+    Trailing,
     /// It has no info dictionary, or two.
     #[error("no info dictionary, or more than one")]
     Info,
@@ -69,7 +78,10 @@ impl<'a> Metainfo<'a> {
     pub fn parse(file: &'a [u8]) -> Result<Self, MetainfoError> {
         let (mut info, mut comment, mut created_by, mut created_s) = (None, None, None, None);
         let mut reader = BencodeReader::new(file);
-        enter(&mut reader)?;
+        if file.is_empty() {
+            return Err(MetainfoError::Empty);
+        }
+        enter(&mut reader).map_err(|_| MetainfoError::NotDictionary)?;
         while !reader.take(b'e') {
             match reader.string()? {
                 b"info" if info.is_some() => return Err(MetainfoError::Info),
@@ -81,7 +93,7 @@ impl<'a> Metainfo<'a> {
             }
         }
         if !reader.rest().trim_ascii().is_empty() {
-            return Err(MetainfoError::NotBencode);
+            return Err(MetainfoError::Trailing);
         }
         let info = info.ok_or(MetainfoError::Info)?;
         let Info { name, piece_length, v1_size, v2_size } = Info::parse(info)?;
@@ -298,11 +310,11 @@ mod tests {
         let deep = format!("d9:file tree{}de{}", "d1:a".repeat(101), "e".repeat(101));
         let deep = deep + "12:meta versioni2e";
         for (text, expected) in [
-            (String::new(), MetainfoError::NotBencode),
-            ("<html>".into(), MetainfoError::NotBencode),
+            (String::new(), MetainfoError::Empty),
+            ("<html>".into(), MetainfoError::NotDictionary),
             ("de".into(), MetainfoError::Info),
             (file(V1)[..90].to_owned(), MetainfoError::NotBencode),
-            (file(V1) + "x", MetainfoError::NotBencode),
+            (file(V1) + "x", MetainfoError::Trailing),
             (format!("d4:info{V1}4:info{V1}e"), MetainfoError::Info),
             ("d4:info3:abce".into(), MetainfoError::NotBencode),
             (file(&V1.replace("6:pieces", "6:piecez")), MetainfoError::NeitherVersion),

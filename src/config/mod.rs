@@ -389,7 +389,7 @@ sections! {
         interval_s: u32 = 1800, in 1..=7200 => live;
         /// Seconds to which interval_s grows while the busiest UDP worker is busy for more than
         /// 60 % of its time, in full at 90 %. 0: twice interval_s, or less if peer_age_s_max
-        /// requires it. At most interval_s: the interval never grows.
+        /// requires it. A value up to interval_s: the interval never grows.
         interval_s_max: u32 = 0, in 0..=14400 => live;
         /// Whether the interval also grows in swarms much larger than a response (256 to 8192
         /// peers), up to interval_s_max: an earlier announce there would only return other peers.

@@ -84,7 +84,7 @@ pub(super) fn start(options: Options) -> LevelHandle {
     LevelHandle(handle)
 }
 
-/// Whether standard error is a terminal that shows colours (https://no-color.org).
+/// Whether standard error is a terminal that shows colours (<https://no-color.org>).
 fn colours_wanted() -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");

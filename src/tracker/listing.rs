@@ -9,7 +9,7 @@ use crate::access::Access;
 use crate::store::Store;
 pub use crate::store::{ListedPeer, ListedTorrent, Role, StoreTotals, TorrentOrder};
 use crate::time::Now;
-use crate::types::InfoHash;
+use crate::types::{InfoHash, ScrapeEntry};
 
 /// Read-only access to the store.
 #[derive(Clone)]
@@ -51,6 +51,11 @@ impl Listing {
     /// The `count` largest torrents, largest first.
     pub fn torrents_by(&self, order: TorrentOrder, count: usize) -> Vec<ListedTorrent> {
         self.store.torrents_by(order, count)
+    }
+
+    /// The counts of one torrent; all zero if it is unknown.
+    pub fn counts(&self, info_hash: &InfoHash) -> ScrapeEntry {
+        self.store.scrape(info_hash)
     }
 
     /// One torrent with `count` of its peers from the `skip`th on, in no particular order.

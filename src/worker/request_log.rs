@@ -1,10 +1,10 @@
 //! The log of requests that were not served, so that "why does this client not appear" has a
 //! response: one line with reason, transport, torrent and software, at level debug only.
 //!
-//! Anybody can send requests that are refused. The lines are therefore sampled: of each reason
-//! [`LINES_PER_SECOND_MAX`] in a second, whatever the number of workers, and the next line counts
-//! those that were left out. Without an address, unless the operator wants it. When the log is off,
-//! a request that is not served costs one test of an option, and one that is served costs nothing.
+//! Anybody can send requests that are refused. The lines are therefore sampled: of each reason a
+//! few in a second, whatever the number of workers, and the next line counts those that were left
+//! out. They have no address, unless the operator wants it. While the log is off, a request that
+//! is not served costs one test of an option, and one that is served costs nothing.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};

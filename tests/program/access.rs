@@ -219,7 +219,9 @@ fn registered_torrents_outlive_a_restart_until_they_are_unregistered() {
     assert_eq!(ask(&skep, "DELETE", &torrent, "").1, json!({ "status": "unregistered" }));
     assert_eq!(ask(&skep, "GET", &registration, "").1["error"]["code"], "unregistered");
     assert_eq!(ask(&skep, "DELETE", &torrent, "").0, 404);
-    skep.log_with(&format!("torrent unregistered info_hash={v1} by=api:127.0.0.1:"));
+    let log = skep.log_with(&format!("torrent unregistered info_hash={v1} by=api:127.0.0.1:"));
+    let line = log.lines().find(|it| it.contains("torrent unregistered")).unwrap();
+    assert!(line.ends_with(r#"name="one""#), "{line}");
 }
 
 #[test]
@@ -262,9 +264,17 @@ fn passkeys_are_told_once_and_outlive_a_restart_until_they_are_revoked() {
     let (passkey, id) = (new["passkey"].as_str().unwrap(), new["id"].as_str().unwrap());
     assert_eq!((status, passkey.len(), &new["limits"]["torrents"]), (201, 32, &json!(3)));
     assert_eq!(ask(&skep, "POST", "/api/v1/passkeys", "").0, 201);
+    let odd = json!({ "name": "a \"quoted\" \u{202e}name" }).to_string();
+    let (_, other) = ask(&skep, "POST", "/api/v1/passkeys", &odd);
+    let other = format!("/api/v1/passkeys/{}", other["id"].as_str().unwrap());
+    assert_eq!(ask(&skep, "DELETE", &other, "").0, 200);
     skep.signal("TERM");
     assert!(skep.wait().success());
-    assert!(!skep.log().contains(passkey));
+    let log = skep.log();
+    assert!(!log.contains(passkey));
+    assert!(log.contains(&format!(r#"passkey issued id="{id}" name="ann" by=api:"#)), "{log}");
+    let escaped = r#"name="a \"quoted\" \u{202e}name" by=api:"#;
+    assert_eq!(log.matches(escaped).count(), 2, "issued and revoked: {log}");
     let skep = start(state.path(), &mode);
     let (_, page) = ask(&skep, "GET", "/api/v1/passkeys?limit=1", "");
     let after = page["next"].as_str().unwrap();
@@ -309,7 +319,7 @@ fn hex(bytes: &[u8]) -> String {
 fn add(skep: &Skep, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = command();
     let admin = format!("http://{}", skep.admin);
-    command.args(["torrent", "add", "--admin", &admin]).args(arguments);
+    command.args(["torrent", "add", "--admin", &admin, "--retries", "0"]).args(arguments);
     let output = command.env("STATE_DIRECTORY", skep.folder()).output().unwrap();
     let (stdout, stderr) = texts(&output);
     (output.status.code(), stdout + &stderr)
@@ -353,14 +363,23 @@ fn torrent_files_of_every_version_are_registered_and_others_reported() {
         assert_eq!(value["comment"], "hi");
     }
     fs::write(folder.path().join("d.torrent"), "d4:infod").unwrap();
+    fs::write(folder.path().join("e.torrent"), "").unwrap();
+    fs::write(folder.path().join("f.torrent"), "<html>").unwrap();
     let missing = folder.path().join("missing.torrent");
     let (code, said) = add(&skep, &["--json", path, missing.to_str().unwrap()]);
     assert_eq!(code, Some(1), "{said}");
     let lines: Vec<Value> = said.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
     let statuses: Vec<_> = lines.iter().map(|it| it["status"].as_str().unwrap()).collect();
-    assert_eq!(statuses, ["known", "known", "known", "failed", "failed"], "{said}");
+    assert_eq!(
+        statuses,
+        ["known", "known", "known", "failed", "failed", "failed", "failed"],
+        "{said}"
+    );
     assert_eq!(lines[2]["info_hash_v2"], json!(v2(2)));
-    assert!(lines[3]["error"].as_str().unwrap().contains("not a torrent"), "{said}");
+    let error = |at: usize| lines[at]["error"].as_str().unwrap();
+    assert_eq!(error(3), "is not a torrent: truncated or damaged");
+    assert_eq!(error(4), "is not a torrent: the file is empty");
+    assert!(error(5).contains("does not begin as a bencoded dictionary"), "{said}");
 }
 
 #[test]
@@ -374,7 +393,7 @@ fn torrent_add_says_what_keeps_it_from_registering() {
     let mut skep = start(state.path(), &token);
     let (code, said) = add(&skep, &[file]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("admin.token"), "{said}");
+    assert!(said.contains("admin.token") && said.contains("--token-file"), "{said}");
     let secret = state.path().join("token");
     fs::write(&secret, "open sesame, please\n").unwrap();
     let (code, said) = add(&skep, &["--token-file", secret.to_str().unwrap(), file]);
@@ -392,6 +411,7 @@ fn torrent_add_says_what_keeps_it_from_registering() {
     let (code, said) = add(&open, &[file]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("access.mode is open"), "{said}");
+    assert!(said.contains("remedy: set access.mode to \"registered\""), "{said}");
     let usage = run(&["torrent", "add", "--admin", "udp://127.0.0.1:1", file]);
     assert_eq!(usage.status.code(), Some(2));
 }

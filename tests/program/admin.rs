@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use skep::access::lists::ListName;
 use skep::access::mode::Mode;
 use skep::access_store::{self, AccessError, AccessManager};
-use skep::admin::live::StatsHub;
+use skep::admin::live::{Sample, StatsHub};
 use skep::admin::{Process, Token, router};
 use skep::frontend::stats::Stats;
 use skep::store::{Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store};
@@ -25,14 +25,14 @@ use skep::types::{Contact, InfoHash, WebPeer};
 use crate::openapi::Description;
 use crate::support;
 
-const NOW: Now = Now::from_s(1_800_000_000);
-const HERE: &str = "127.0.0.1:50000";
+pub(crate) const NOW: Now = Now::from_s(1_800_000_000);
+pub(crate) const HERE: &str = "127.0.0.1:50000";
 const ELSEWHERE: &str = "192.0.2.7:50000";
 const TOKEN: &str = "open sesame, please";
-const AUTHORIZED: &str = "Authorization: Bearer open sesame, please";
+pub(crate) const AUTHORIZED: &str = "Authorization: Bearer open sesame, please";
 
 /// A process that says what it is told to say.
-struct Fake {
+pub(crate) struct Fake {
     store: Arc<Store>,
     well: AtomicBool,
     broken: AtomicBool,
@@ -53,7 +53,7 @@ fn access_manager(folder: &Path, mode: Mode) -> Arc<AccessManager> {
 
 impl Fake {
     /// With 25 torrents: number n has n leechers, and the last one more of each kind.
-    fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let store = Arc::new(Store::new(Options { shards: 4, seed: Some(1) }));
         let announce = |torrent: u8, address: IpAddr, contact, role| {
             let change = PeerChange::Present { role, completed: false };
@@ -83,7 +83,7 @@ impl Fake {
     }
 
     /// Opens an access manager in another mode.
-    fn set_office(&self, mode: Mode) {
+    pub(crate) fn set_office(&self, mode: Mode) {
         *self.access_manager.lock().unwrap() = access_manager(self.folder.path(), mode);
     }
 
@@ -160,7 +160,7 @@ impl Process for Fake {
 }
 
 /// Serves a process to which everyone seems to come from `from`, until the test ends.
-fn serve(process: &Arc<Fake>, from: &str) -> SocketAddr {
+pub(crate) fn serve(process: &Arc<Fake>, from: &str) -> SocketAddr {
     let from: SocketAddr = from.parse().unwrap();
     let pages = router(process.clone()).layer(MockConnectInfo(from));
     let (sender, receiver) = mpsc::channel();
@@ -176,19 +176,19 @@ fn serve(process: &Arc<Fake>, from: &str) -> SocketAddr {
 }
 
 /// A response.
-struct Response {
-    status: u16,
+pub(crate) struct Response {
+    pub(crate) status: u16,
     headers: Vec<(String, String)>,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Response {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
 
     /// An error's code and field.
-    fn error(&self) -> (u16, String, Option<String>) {
+    pub(crate) fn error(&self) -> (u16, String, Option<String>) {
         let error = &self.json()["error"];
         let field = error["field"].as_str().map(str::to_owned);
         (self.status, error["code"].as_str().unwrap().to_owned(), field)
@@ -201,7 +201,7 @@ fn ask(address: SocketAddr, method: &str, target: &str, headers: &[&str]) -> Res
 }
 
 /// Asks with a body.
-fn ask_with(
+pub(crate) fn ask_with(
     address: SocketAddr,
     (method, target): (&str, &str),
     headers: &[&str],
@@ -226,9 +226,9 @@ fn ask_with(
     Response { status, headers, body: body.to_owned() }
 }
 
-const LOCALHOST: &str = "Host: localhost:6970";
+pub(crate) const LOCALHOST: &str = "Host: localhost:6970";
 
-fn get(address: SocketAddr, target: &str) -> Response {
+pub(crate) fn get(address: SocketAddr, target: &str) -> Response {
     ask(address, "GET", target, &[LOCALHOST])
 }
 
@@ -257,6 +257,7 @@ fn body_of(path: &str, method: &str) -> String {
             format!(r#"{{"info_hash":"{}"}}"#, "19".repeat(20))
         }
         ("/api/v1/access/{kind}/{side}", "POST") => r#"{"add":["25"]}"#.to_owned(),
+        (IMPORT, "POST") => r#"{"passkeys":[{"name":"ann"}]}"#.to_owned(),
         _ => String::new(),
     }
 }
@@ -296,6 +297,7 @@ fn ask_everything(
 const LISTS: &[(&str, &str, &str, &str)] = &[
     ("/runbook/{alert}", "GET", "/runbook/SkepNothing", ""),
     ("/api/v1/access", "GET", "/api/v1/access?x=1", ""),
+    ("/api/v1/torrents", "GET", "/api/v1/torrents?registered=true", ""),
     (LIST, "GET", "/api/v1/access/ports/deny?limit=1", ""),
     (LIST, "GET", "/api/v1/access/ports/deny?limit=0", ""),
     (LIST, "GET", "/api/v1/access/ports/allow", ""),
@@ -342,6 +344,11 @@ const REGISTERED: &[(&str, &str, &str, &str)] = &[
     ("/api/v1/passkeys", "POST", "/api/v1/passkeys", "LONG{}"),
     ("/api/v1/passkeys", "GET", "/api/v1/passkeys?limit=5", ""),
     ("/api/v1/passkeys", "GET", "/api/v1/passkeys?limit=x", ""),
+    ("/api/v1/passkeys", "GET", "/api/v1/passkeys?name=ann", ""),
+    (IMPORT, "POST", IMPORT, r#"{"passkeys":[{"passkey":"KEY","name":"x"},{"passkey":"KEY"},{}]}"#),
+    (IMPORT, "POST", IMPORT, r#"{"passkeys":[{"passkey":"KEYx"}]}"#),
+    (IMPORT, "POST", IMPORT, "LONG{}"),
+    ("/api/v1/torrents", "GET", "/api/v1/torrents?registered=true", ""),
     ("/api/v1/passkeys/{id}", "GET", "/api/v1/passkeys/0011", ""),
     ("/api/v1/passkeys/{id}", "DELETE", "/api/v1/passkeys/0011", ""),
 ];
@@ -349,6 +356,7 @@ const REGISTERED: &[(&str, &str, &str, &str)] = &[
 const TORRENT: &str = "/api/v1/torrents/{info_hash}";
 const REGISTRATION: &str = "/api/v1/torrents/{info_hash}/registration";
 const ADD: &str = "/add_torrent_info";
+pub(crate) const IMPORT: &str = "/api/v1/passkeys/import";
 
 #[test]
 fn every_described_response_comes_as_described() {
@@ -359,6 +367,7 @@ fn every_described_response_comes_as_described() {
     ask_everything(here, &described, &authorized, &mut seen);
     assert!(process.stopping.load(Ordering::Relaxed));
     ask_everything(elsewhere, &described, &[LOCALHOST], &mut seen);
+    process.board.show(Sample { state: "serving".into(), ..Sample::default() });
     process.well.store(false, Ordering::Relaxed);
     process.broken.store(true, Ordering::Relaxed);
     ask_everything(here, &described, &authorized, &mut seen);
@@ -378,16 +387,13 @@ fn every_described_response_comes_as_described() {
     look("/api/v1/torrents", "/api/v1/torrents?limit=none");
     look("/api/v1/torrents/{info_hash}", "/api/v1/torrents/xyz");
     look("/api/v1/torrents/{info_hash}", &format!("/api/v1/torrents/{}", "ff".repeat(20)));
-    look(
-        "/api/v1/torrents/{info_hash}",
-        &format!("{}?limit=5", target_of("/api/v1/torrents/{info_hash}")),
-    );
+    look(TORRENT, &format!("{}?limit=5", target_of(TORRENT)));
     for (mode, requests) in [(Mode::Open, LISTS), (Mode::Private, REGISTERED)] {
         process.set_office(mode);
         for (path, method, target, body) in requests {
             let target = target.replace("HASH", &"19".repeat(20));
             let body = body.replace("HASH", &"19".repeat(20)).replace("LONG", &" ".repeat(2 << 20));
-            let body = body.replace("HYBRID", &"33".repeat(32));
+            let body = body.replace("HYBRID", &"33".repeat(32)).replace("KEY", &"0f".repeat(16));
             let response = ask_with(here, (method, &target), &authorized, &body);
             described.check((path, method, response.status), &response.headers, &response.body);
             seen.insert(((*path).to_owned(), (*method).to_owned(), response.status));
@@ -651,6 +657,8 @@ fn a_wrong_parameter_is_named() {
         (&format!("?after={}", "zz".repeat(20)), "after"),
         (&format!("?after={hash}00"), "after"),
         (&format!("?sort=peers&after={hash}"), "after"),
+        ("?registered=yes", "registered"),
+        ("?registered=true&sort=peers", "registered"),
         (&format!("/{}", "%ff".repeat(20)), "info_hash"),
         (&format!("/{hash}?skip=x"), "skip"),
         (&format!("/{hash}?skip=99999999999999999999"), "skip"),
@@ -677,7 +685,11 @@ fn a_field_that_is_given_twice_is_refused_wherever_it_stands() {
         ask_with(address, request, &[LOCALHOST, AUTHORIZED], body)
     };
     for body in [r#"{"add":["25"],"add":["80"]}"#, r#"{"add":[{"value":"25","value":"80"}]}"#] {
-        assert_eq!(edit(body).error(), (400, "bad_body".to_owned(), None), "{body}");
+        let response = edit(body);
+        assert_eq!(response.error(), (400, "bad_body".to_owned(), None), "{body}");
+        let field = if body.contains("value") { "value" } else { "add" };
+        let message = format!(r#"the field \"{field}\" is given twice"#);
+        assert!(response.body.contains(&message), "{}", response.body);
     }
     assert_eq!(edit(r#"{"add":["25"],"remove":["80"]}"#).status, 200);
 }

@@ -20,7 +20,11 @@ fn help_teaches_with_examples() {
     for said in ["skep probe ws://", "--ca ca.pem https://", "--insecure", "Exit codes: 0 every"] {
         assert!(probe.contains(said), "{said} is not in\n{probe}");
     }
-    for command in ["run", "config", "check", "probe", "health", "torrent"] {
+    let commands = [
+        "run", "config", "check", "probe", "health", "status", "torrent", "passkey", "deny",
+        "allow",
+    ];
+    for command in commands {
         let output = run(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         assert!(texts(&output).0.contains("Usage: skep"));

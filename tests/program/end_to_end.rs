@@ -204,7 +204,8 @@ fn health_pages_answer() {
         for page in ["/livez", "/readyz", "/startupz"] {
             assert_eq!(skep.get(page), (200, "ok\n".into()), "{page}");
         }
-        assert_eq!(skep.get("/").0, 404);
+        assert_eq!(skep.get("/").0, 307, "leads to the statistics page");
+        assert_eq!(skep.get("/nothing").0, 404);
     }
 }
 

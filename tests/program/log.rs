@@ -69,6 +69,32 @@ fn json_has_fields_for_what_programs_read() {
     assert_eq!(line(&lines, "last snapshot saved")["peers"], 0);
 }
 
+#[test]
+fn json_has_the_reloaded_settings_in_a_field() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("skep.toml");
+    let settings = |interval_s: u32, io: &str| {
+        let text = format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 1\nio = \"{io}\"\n\
+             [tracker]\ninterval_s = {interval_s}\n[log]\nformat = \"json\"\n"
+        );
+        fs::write(&file, text).unwrap();
+    };
+    settings(1000, "mmsg");
+    let mut command = command();
+    command.arg("--config").arg(&file);
+    let mut skep = Skep::spawn(command);
+    settings(1100, "auto");
+    skep.signal("HUP");
+    skep.log_with("needs a restart");
+    skep.signal("TERM");
+    assert!(skep.wait().success());
+    let lines = objects(&skep.log());
+    let changed = |message: &str| line(&lines, message)["settings"].as_str().unwrap();
+    assert_eq!(changed("reloaded"), "tracker.interval_s = 1100 (was 1000)");
+    assert!(changed("not reloaded, needs a restart").starts_with("server.io = "));
+}
+
 /// Runs skep on a terminal, until it has written its ready line, then stops it: what the terminal
 /// shows; `None`, with a line about it, if there is no script program.
 fn on_a_terminal(variables: &[(&str, &str)]) -> Option<String> {

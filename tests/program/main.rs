@@ -4,6 +4,7 @@
 
 mod access;
 mod admin;
+mod admin_registered;
 mod certificates;
 mod command_line;
 mod config;
@@ -21,6 +22,7 @@ mod restart;
 mod rights;
 mod service_manager;
 mod snapshot_program;
+mod subcommands;
 #[path = "../support/mod.rs"]
 mod support;
 mod take_over_faults;

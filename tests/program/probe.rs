@@ -247,6 +247,22 @@ fn health_finds_the_listener_in_the_settings_and_fails_without_one() {
 }
 
 #[test]
+fn the_images_healthcheck_finds_a_tracker_well_in_every_access_mode() {
+    let image = include_str!("../../deploy/container/Dockerfile");
+    let check = image.lines().skip_while(|line| !line.starts_with("HEALTHCHECK ")).nth(1).unwrap();
+    let words: Vec<String> =
+        serde_json::from_str(check.trim().strip_prefix("CMD ").unwrap()).unwrap();
+    assert_eq!(words[0], "/skep");
+    for mode in ["open", "registered", "private"] {
+        let skep = start(&[("SKEP__ACCESS__MODE", mode)]);
+        let mut check = command();
+        check.args(&words[1..]).env("SKEP__ADMIN__LISTEN", skep.admin.to_string());
+        let output = check.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{mode}: {}", texts(&output).1);
+    }
+}
+
+#[test]
 fn http_is_asked_over_one_connection_and_left() {
     let (address, serving) = serve(1, |mut stream| {
         let requests: Vec<_> = (0..3)

@@ -16,13 +16,16 @@ mod day;
 mod page;
 mod sample;
 mod socket;
+mod status;
 mod tables;
 mod top;
 
 pub use board::{HISTORY_S, StatsHub, VIEWERS_MAX};
 pub use day::{DAY_BYTES_MAX, DayFileError, DayHistory};
 pub use sample::{Flow, METRICS, MetricFlow, Sample, WorkerLoad};
+pub use status::STATUS_METRICS;
 
 pub(super) use page::{page, root};
 pub(super) use socket::socket;
+pub(super) use status::status;
 pub(super) use top::Top;

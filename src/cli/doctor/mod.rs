@@ -174,7 +174,7 @@ fn report_here(options: &Options) -> Result<u8, StartError> {
 }
 
 /// A number of bytes with a binary unit, such as `1.5 GiB`.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|it| bytes >= it.1) {
         Some((name, unit)) if bytes.is_multiple_of(*unit) => format!("{} {name}", bytes / unit),

@@ -54,6 +54,7 @@ pub(crate) struct ProcessState {
 
 impl ProcessState {
     pub(crate) fn new(context: AppContext, metrics: Metrics) -> Self {
+        let watch = ProxyWatch::new(&context.options.load().http.trusted_proxies);
         let MetricInputs { workers, streams, board, admin_connections, .. } = &metrics.sources;
         Self {
             context,
@@ -66,7 +67,7 @@ impl ProcessState {
             stopping: AtomicBool::new(false),
             asked_to_stop: Notify::new(),
             warned_of_sources: Mutex::new(None),
-            proxy_watch: Mutex::default(),
+            proxy_watch: Mutex::new(watch),
             kernel_filter: Mutex::new(KernelFilter::new()),
             drops_before: AtomicU64::new(0),
         }

@@ -45,6 +45,11 @@ struct Window {
 }
 
 impl ProxyWatch {
+    /// A watch that has seen nothing; these proxies are listed.
+    pub(super) fn new(listed: &[IpNet]) -> Self {
+        Self { listed: listed.to_vec(), ..Self::default() }
+    }
+
     /// Called once a second, with the number of requests over HTTP since the start.
     pub(super) fn tick(
         &mut self,
@@ -83,7 +88,7 @@ impl ProxyWatch {
         if self.listed != listed {
             // What was seen before may be listed now, and what is seen next is news.
             seen.forget();
-            *self = Self { listed: listed.to_vec(), ..Self::default() };
+            *self = Self::new(listed);
         }
         self.measure(now, seen.requests(ProxySource::Public), requests);
         let mut due = Vec::new();
@@ -198,6 +203,14 @@ mod tests {
             assert!(fake.warned(second).is_empty());
         }
         assert!(fake.warned(10_000).is_empty());
+    }
+
+    #[test]
+    fn what_arrives_before_the_first_look_is_not_forgotten() {
+        let listed: Vec<IpNet> = vec!["10.0.0.0/24".parse().unwrap()];
+        let mut fake = Fake { watch: ProxyWatch::new(&listed), listed, ..Fake::default() };
+        fake.forward(0, 1, "127.0.0.1");
+        assert_eq!(fake.warned(0), ["127.0.0.1"]);
     }
 
     #[test]

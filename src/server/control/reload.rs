@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::access::lists::ListName;
 use crate::access_store::Actor;
-use crate::config::{Config, ConfigError, Difference, SettingsSource};
+use crate::config::{Config, ConfigError, Difference, LogFormat, SettingsSource};
 use crate::server::confine::Confinement;
 use crate::server::context::AppContext;
 use crate::server::log::{LevelHandle, OPERATOR};
@@ -139,14 +139,8 @@ impl Reloader {
         let mut applied: Vec<_> = live.iter().map(changed_setting).collect();
         applied.extend(keys_changed.then(|| "the connection-id keys".to_owned()));
         applied.extend(lists_changed.then(|| "access lists".to_owned()));
-        match applied.as_slice() {
-            [] => info!(target: OPERATOR, "reloaded: nothing has changed"),
-            applied => info!(target: OPERATOR, "reloaded: {}", applied.join(", ")),
-        }
-        if !fixed.is_empty() {
-            let fixed: Vec<_> = fixed.iter().map(changed_setting).collect();
-            warn!(target: OPERATOR, "not reloaded, needs a restart: {}", fixed.join(", "));
-        }
+        let fixed: Vec<_> = fixed.iter().map(changed_setting).collect();
+        log_changes(&applied, &fixed, self.config.log.format == LogFormat::Json);
         self.log_closed_lists(&closed_before);
     }
 
@@ -202,6 +196,25 @@ impl Reloader {
         }
         self.keys = keys;
         true
+    }
+}
+
+/// Logs which settings are in force from now on, and which need a restart: for programs in a field.
+fn log_changes(applied: &[String], fixed: &[String], is_json: bool) {
+    let [applied, fixed] = [applied, fixed].map(|settings| settings.join(", "));
+    match (applied.as_str(), is_json) {
+        ("", _) => info!(target: OPERATOR, "reloaded: nothing has changed"),
+        (settings, true) => info!(target: OPERATOR, settings, "reloaded"),
+        (settings, false) => info!(target: OPERATOR, "reloaded: {settings}"),
+    }
+    match (fixed.as_str(), is_json) {
+        ("", _) => {}
+        (settings, true) => {
+            warn!(target: OPERATOR, settings, "not reloaded, needs a restart");
+        }
+        (settings, false) => {
+            warn!(target: OPERATOR, "not reloaded, needs a restart: {settings}");
+        }
     }
 }
 

@@ -374,7 +374,7 @@ fn snapshots(from: &MetricInputs, of: impl Fn(&Figures) -> &AtomicU64) -> u64 {
 mod tests {
     use super::super::series::{Reading, SeriesValue};
     use super::*;
-    use crate::admin::live::METRICS;
+    use crate::admin::live::{METRICS, STATUS_METRICS};
 
     #[test]
     fn every_metric_stands_once_with_a_name_and_help_as_they_should_be() {
@@ -393,6 +393,9 @@ mod tests {
     fn every_metric_that_the_statistics_page_shows_exists() {
         for (name, labels) in METRICS {
             assert!(has(name, labels.iter().copied()), "{name}{labels:?}");
+        }
+        for name in STATUS_METRICS {
+            assert!(has(name, std::iter::empty()), "{name}");
         }
     }
 

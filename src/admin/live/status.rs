@@ -1,0 +1,350 @@
+//! `/api/v1/status`: the latest sample for `skep status` and other programs, with what an operator
+//! should know of it.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use serde::Serialize;
+
+use super::board::VERSION;
+use super::sample::{Cause, Flow, Sample};
+use crate::access_store::AccessManager;
+use crate::admin::api::work;
+use crate::admin::problem::ApiError;
+use crate::admin::{Admin, NOT_KEPT, Process};
+use crate::types::Action;
+
+/// The metrics that are read besides those of the page. The process has all of them.
+pub const STATUS_METRICS: [&str; 9] = [
+    "skep_accept_failed_total",
+    "skep_access_reload_failures_total",
+    "skep_log_lines_lost_total",
+    "skep_memory_cap_bytes",
+    "skep_odd_sources_ratio",
+    "skep_passkeys",
+    "skep_registered_torrents",
+    "skep_restore_outcome",
+    "skep_snapshot_errors_total",
+];
+
+/// The share of its memory from which the store counts as full: it makes room soon.
+const MEMORY_FULL: f64 = 0.95;
+
+/// The load from which clients wait far longer than usual between announces.
+const LOAD_HIGH: f64 = 0.9;
+
+#[derive(Serialize)]
+struct StatusResponse {
+    version: &'static str,
+    state: String,
+    uptime_s: u64,
+    backend: &'static str,
+    access_mode: &'static str,
+    rates: Rates,
+    peers: Peers,
+    torrents: Torrents,
+    limits: Limits,
+    memory: Memory,
+    /// Seconds since the Unix epoch; 0: there is none.
+    snapshot_at_s: u64,
+    warnings: Vec<Warning>,
+}
+
+/// Per second, over all protocols.
+#[derive(Serialize)]
+struct Rates {
+    announces: f64,
+    scrapes: f64,
+    connects: f64,
+    /// Datagrams without a response.
+    dropped: f64,
+    /// Errors as responses.
+    refused: f64,
+}
+
+#[derive(Serialize)]
+struct Peers {
+    all: u64,
+    seeders: u64,
+    leechers: u64,
+}
+
+#[derive(Serialize)]
+struct Torrents {
+    all: u64,
+    active: u64,
+    /// Registered info-hashes; a hybrid torrent has two.
+    registered: u64,
+    passkeys: u64,
+}
+
+#[derive(Serialize)]
+struct Limits {
+    /// Whether sources are limited, as on the page.
+    sources: &'static str,
+    sources_over: u64,
+    sources_denied: u64,
+    interval_s: f64,
+    /// 0: the usual interval; 1: the longest.
+    load: f64,
+    busiest_worker: f64,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    resident_bytes: u64,
+    /// 0: no cap.
+    cap_bytes: u64,
+    store_bytes: u64,
+    /// 0: no limit.
+    store_limit_bytes: u64,
+}
+
+/// What an operator should know, with its remedy.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Warning {
+    /// Never changes, for programs.
+    id: &'static str,
+    message: String,
+    remedy: &'static str,
+}
+
+/// Serves the latest figures.
+pub(in crate::admin) async fn status<P: Process>(
+    State(admin): State<Admin<P>>,
+) -> Result<impl IntoResponse, ApiError> {
+    let sample = admin.process.board().latest().ok_or_else(ApiError::no_figures)?;
+    let mode = |access_manager: &AccessManager| Ok(access_manager.access().mode().label());
+    let access_mode = work(&admin, move |access_manager, _| mode(access_manager)).await?;
+    Ok(([NOT_KEPT], Json(StatusResponse::of(&sample, access_mode))))
+}
+
+impl StatusResponse {
+    fn of(sample: &Sample, access_mode: &'static str) -> Self {
+        let dropped: Flow = Cause::ALL.into_iter().map(|it| sample.silenced(it)).sum();
+        let store = &sample.store;
+        let (seeders, leechers) = (store.seeders.iter().sum(), store.leechers.iter().sum());
+        let whole = |name| rounded(value(sample, name));
+        Self {
+            version: VERSION,
+            state: sample.state.clone(),
+            uptime_s: sample.uptime_s,
+            backend: sample.backend,
+            access_mode,
+            rates: Rates {
+                announces: sample.answered(Action::Announce).per_s,
+                scrapes: sample.answered(Action::Scrape).per_s,
+                connects: sample.answered(Action::Connect).per_s,
+                dropped: dropped.per_s,
+                refused: sample.errors().per_s,
+            },
+            peers: Peers { all: seeders + leechers, seeders, leechers },
+            torrents: Torrents {
+                all: store.torrents,
+                active: store.active_torrents,
+                registered: whole("skep_registered_torrents"),
+                passkeys: whole("skep_passkeys"),
+            },
+            limits: Limits {
+                sources: sample.limits,
+                sources_over: sample.limited_sources,
+                sources_denied: whole("skep_kernel_denied_sources"),
+                interval_s: value(sample, "skep_announce_interval_seconds"),
+                load: value(sample, "skep_load_ratio"),
+                busiest_worker: sample.busiest_ratio(),
+            },
+            memory: Memory {
+                resident_bytes: whole("skep_memory_resident_bytes"),
+                cap_bytes: whole("skep_memory_cap_bytes"),
+                store_bytes: whole("skep_store_used_bytes"),
+                store_limit_bytes: whole("skep_store_limit_bytes"),
+            },
+            snapshot_at_s: whole("skep_snapshot_last_success_timestamp_seconds"),
+            warnings: warnings(sample),
+        }
+    }
+}
+
+/// The sum of a metric's values.
+fn value(sample: &Sample, name: &str) -> f64 {
+    sample.of(name).map(|it| it.flow.total).sum()
+}
+
+/// The growth of a metric's values per second.
+fn per_s(sample: &Sample, name: &str) -> f64 {
+    sample.of(name).map(|it| it.flow.per_s).sum()
+}
+
+/// A metric's value with this label.
+fn labelled(sample: &Sample, name: &str, label: (&str, &str)) -> f64 {
+    let has_label = |it: &&super::MetricFlow| it.label(label.0) == label.1;
+    sample.of(name).filter(has_label).map(|it| it.flow.total).sum()
+}
+
+/// The nearest whole number.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "casts of floats stay in range, and no metric is negative"
+)]
+fn rounded(number: f64) -> u64 {
+    number.round() as u64
+}
+
+/// Everything that is wrong, the worst first.
+fn warnings(sample: &Sample) -> Vec<Warning> {
+    [of_sources(sample), of_load(sample), of_state(sample)].into_iter().flatten().collect()
+}
+
+/// Adds a warning if there is reason for one.
+fn warn(
+    found: &mut Vec<Warning>,
+    is_due: bool,
+    id: &'static str,
+    message: impl FnOnce() -> String,
+    remedy: &'static str,
+) {
+    if is_due {
+        found.push(Warning { id, message: message(), remedy });
+    }
+}
+
+/// Of the addresses of clients.
+fn of_sources(sample: &Sample) -> Vec<Warning> {
+    let remedy = "let clients' addresses through: the host's network instead of a bridge, \
+                  externalTrafficPolicy: Local, or http.trusted_proxies for the reverse proxy in \
+                  front";
+    let mut found = Vec::new();
+    let share = |kind| labelled(sample, "skep_odd_sources_ratio", ("kind", kind)) * 100.0;
+    let (one, unroutable) = (share("one_address"), share("unroutable"));
+    let message = || format!("{one:.0} % of the announces come from one address");
+    warn(&mut found, one > 0.0, "one_address", message, remedy);
+    let message = || format!("{unroutable:.0} % of the announces come from private addresses");
+    warn(&mut found, unroutable > 0.0, "unroutable_addresses", message, remedy);
+    found
+}
+
+/// Of what is short at this moment.
+fn of_load(sample: &Sample) -> Vec<Warning> {
+    let mut found = Vec::new();
+    let drops = per_s(sample, "skep_udp_socket_drops_total");
+    // The kernel counts datagrams of denied sources as well.
+    let is_full = drops > 0.0 && value(sample, "skep_kernel_denied_sources") == 0.0;
+    let message = || format!("{drops:.0} datagrams a second are dropped: receive queues are full");
+    let remedy = "raise server.workers (with more cores) or udp.receive_buffer";
+    warn(&mut found, is_full, "receive_queue_full", message, remedy);
+    let refused = per_s(sample, "skep_accept_failed_total");
+    let message = || format!("{refused:.0} connections a second cannot be accepted");
+    let remedy = "raise the limit on open files: LimitNOFILE in the unit, `ulimit -n`";
+    warn(&mut found, refused > 0.0, "connections_not_accepted", message, remedy);
+    let load = value(sample, "skep_load_ratio");
+    let message = || format!("load {:.0} %: announce intervals are near the longest", load * 100.0);
+    let remedy = "raise server.workers (with more cores), or tracker.interval_s";
+    warn(&mut found, load >= LOAD_HIGH, "load", message, remedy);
+    let (used, limit) =
+        (value(sample, "skep_store_used_bytes"), value(sample, "skep_store_limit_bytes"));
+    let is_full = limit > 0.0 && used >= limit * MEMORY_FULL;
+    let message = || {
+        let share = used / limit * 100.0;
+        format!("torrents and peers take {share:.0} % of the memory that they may take")
+    };
+    let remedy = "raise memory.max_memory if the host has memory";
+    warn(&mut found, is_full, "memory_full", message, remedy);
+    found
+}
+
+/// Of what failed since the start.
+fn of_state(sample: &Sample) -> Vec<Warning> {
+    let mut found = Vec::new();
+    let log = "see the log for the cause";
+    let failed = |name, what: &str| {
+        let number = rounded(value(sample, name));
+        let plural = if number == 1 { "" } else { "s" };
+        (number > 0, format!("{number} {what}{plural} since the start"))
+    };
+    let lost = labelled(sample, "skep_restore_outcome", ("outcome", "lost")) > 0.0;
+    let message = || "the start found no usable snapshot: swarms began empty".to_owned();
+    warn(&mut found, lost, "snapshot_lost", message, log);
+    for (id, name, what, remedy) in [
+        ("snapshot_errors", "skep_snapshot_errors_total", "failed snapshot", log),
+        (
+            "access_reload_failures",
+            "skep_access_reload_failures_total",
+            "failed access list reload",
+            "see the log for file and line, mend the file, and reload",
+        ),
+        (
+            "log_lines_lost",
+            "skep_log_lines_lost_total",
+            "lost log line",
+            "let the reader of standard error read faster",
+        ),
+    ] {
+        let (is_due, message) = failed(name, what);
+        warn(&mut found, is_due, id, || message, remedy);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::MetricFlow;
+    use super::*;
+
+    fn flow(name: &'static str, label: (&'static str, &'static str), flow: Flow) -> MetricFlow {
+        MetricFlow { name, labels: vec![(label.0, label.1.into())], flow }
+    }
+
+    fn ids(flows: Vec<MetricFlow>) -> Vec<&'static str> {
+        let sample = Sample { flows, ..Sample::default() };
+        warnings(&sample).iter().map(|it| it.id).collect()
+    }
+
+    #[test]
+    fn every_warning_has_its_cause_and_none_comes_without() {
+        let total = |total| Flow { total, per_s: 0.0 };
+        let none = ("", "");
+        for (flows, id) in [
+            (
+                vec![flow("skep_odd_sources_ratio", ("kind", "one_address"), total(0.9))],
+                "one_address",
+            ),
+            (
+                vec![flow("skep_odd_sources_ratio", ("kind", "unroutable"), total(0.9))],
+                "unroutable_addresses",
+            ),
+            (
+                vec![flow("skep_udp_socket_drops_total", none, Flow { total: 9.0, per_s: 1.0 })],
+                "receive_queue_full",
+            ),
+            (
+                vec![flow("skep_accept_failed_total", none, Flow { total: 9.0, per_s: 1.0 })],
+                "connections_not_accepted",
+            ),
+            (vec![flow("skep_load_ratio", none, total(0.9))], "load"),
+            (
+                vec![
+                    flow("skep_store_used_bytes", none, total(96.0)),
+                    flow("skep_store_limit_bytes", none, total(100.0)),
+                ],
+                "memory_full",
+            ),
+            (vec![flow("skep_restore_outcome", ("outcome", "lost"), total(1.0))], "snapshot_lost"),
+            (vec![flow("skep_snapshot_errors_total", none, total(1.0))], "snapshot_errors"),
+            (
+                vec![flow("skep_access_reload_failures_total", none, total(2.0))],
+                "access_reload_failures",
+            ),
+            (vec![flow("skep_log_lines_lost_total", none, total(1.0))], "log_lines_lost"),
+        ] {
+            assert_eq!(ids(flows), [id]);
+        }
+        assert!(ids(Vec::new()).is_empty());
+        let past = flow("skep_udp_socket_drops_total", none, total(9.0));
+        let denied = flow("skep_kernel_denied_sources", none, total(1.0));
+        let denied_drops =
+            flow("skep_udp_socket_drops_total", none, Flow { total: 9.0, per_s: 1.0 });
+        assert!(ids(vec![past, flow("skep_load_ratio", none, total(0.5))]).is_empty());
+        assert!(ids(vec![denied, denied_drops]).is_empty(), "they are dropped on purpose");
+    }
+}

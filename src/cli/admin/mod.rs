@@ -1,0 +1,468 @@
+//! What all subcommands that ask a running tracker share: the flags that name its admin listener
+//! and its token, requests with tries, and errors with remedies.
+
+mod address;
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{Method, Request};
+use serde_json::Value;
+
+use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_with, reachable};
+use crate::client::tls::{self, TlsConfigError, Trust};
+use crate::config::{Config, SettingsSource};
+use crate::server;
+pub(super) use address::AdminAddress;
+
+/// The wait between two tries.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Limits of a request. A walk over the store waits for others; a page of torrents with long names
+/// takes some megabytes.
+const LIMITS: RequestLimits = RequestLimits { step: Duration::from_secs(30), body_bytes: 16 << 20 };
+
+/// How the token is found, for the help of each subcommand.
+const TOKEN_HELP: &str = "\
+The token is that of the setting admin.token. Without --token and --token-file, skep uses
+SKEP__ADMIN__TOKEN, else, for a tracker on this host, the file admin.token in the state directory
+(that of SKEP__SERVER__STATE_DIR, STATE_DIRECTORY or XDG's rules) or, if that token is missing or
+refused, in /var/lib/skep.";
+
+/// The help behind a subcommand's flags: its examples, the token, and exit codes.
+pub(super) fn help(examples: &str, failed: &str) -> String {
+    format!("{examples}\n\n{TOKEN_HELP}\n\nExit codes: 0 done, 1 {failed}, 2 invalid usage.")
+}
+
+/// The flags of every subcommand that asks a running tracker.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The tracker")]
+pub(super) struct AdminArguments {
+    /// Admin listener [default: SKEP__ADMIN__LISTEN or 127.0.0.1:6970]
+    #[arg(long, value_name = "ADDRESS:PORT|URL")]
+    admin: Option<AdminAddress>,
+    /// Read the token from the first line of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// The token; visible to other users of this host in the process list
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// Further tries, 2 s apart, where there is no response
+    #[arg(long, value_name = "N", default_value_t = 2,
+          value_parser = clap::value_parser!(u32).range(..=1000))]
+    retries: u32,
+    /// Trust only the authorities in this PEM file (https)
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca: Option<PathBuf>,
+    /// Accept any certificate (https)
+    #[arg(long)]
+    insecure: bool,
+}
+
+/// Why flags do not name an admin listener and a token.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AdminArgumentError {
+    #[error("--token-file: cannot read {}: {_1}", .0.display())]
+    TokenFile(PathBuf, io::Error),
+    #[error("--token-file: the first line of {} is empty", .0.display())]
+    EmptyTokenFile(PathBuf),
+    #[error("the token has characters that a header cannot carry")]
+    Token,
+    #[error(transparent)]
+    Tls(#[from] TlsConfigError),
+}
+
+/// Why there is no result. The text names the remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum AdminError {
+    /// No connection, or no response, after all tries.
+    #[error(
+        "cannot reach {at}: {problem}; remedy: start skep, or name its admin listener with --admin"
+    )]
+    Unreachable {
+        /// The listener.
+        at: String,
+        /// Why.
+        problem: String,
+    },
+    /// The request was sent, and the response is missing. It is not sent again.
+    #[error("no response from {at}: {problem}; the change may have been made all the same")]
+    Lost {
+        /// The listener.
+        at: String,
+        /// Why.
+        problem: String,
+    },
+    /// The response is not that of an admin listener.
+    #[error("the program at {0} is not skep, or an older version; remedy: see --admin")]
+    NotSkep(String),
+    /// No token was found, and one is needed.
+    #[error(
+        "token missing: it is that of the setting admin.token, or where that is empty, of the file \
+         admin.token in the tracker's state directory; remedy: --token-file FILE, or run this as a \
+         user who may read that file"
+    )]
+    NoToken,
+    /// The token is not that of this tracker.
+    #[error(
+        "token wrong: it is that of the setting admin.token, or where that is empty, of the file \
+         admin.token in the tracker's state directory; remedy: --token-file FILE"
+    )]
+    WrongToken,
+    /// The tracker cannot do it: no change, or no response, of this kind now.
+    #[error("{0}")]
+    Failed(String),
+    /// The tracker refuses this request; others may be accepted.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl AdminError {
+    /// Whether every further request would fail as well.
+    pub(super) fn is_final(&self) -> bool {
+        !matches!(self, Self::Refused(_))
+    }
+}
+
+/// A successful response.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct AdminResponse {
+    /// Whether something was created: status 201.
+    pub(super) is_created: bool,
+    /// The body.
+    pub(super) body: Value,
+}
+
+/// A tracker's admin listener.
+pub(super) struct AdminClient {
+    address: AdminAddress,
+    server: Server,
+    /// The first token is sent; a refused token is removed while there is another.
+    tokens: Vec<String>,
+    retries: u32,
+    /// The wait between two tries.
+    pause: Duration,
+}
+
+/// The result of one try.
+enum TryError {
+    /// A further try may succeed.
+    Temporary(AdminError),
+    /// The token was refused; another one may be accepted.
+    Token,
+    /// A further try fails again.
+    Final(AdminError),
+}
+
+impl AdminArguments {
+    /// The client of the tracker that the flags name.
+    ///
+    /// # Errors
+    /// [`AdminArgumentError`] for a token or certificates that cannot be used.
+    pub(super) fn client(&self) -> Result<AdminClient, AdminArgumentError> {
+        let config = config_of_environment();
+        let default = Config::default().admin.listen;
+        let listen = config.as_ref().map_or(default, |it| it.admin.listen);
+        let address = self.admin.clone().unwrap_or_else(|| reachable(listen).into());
+        let mut tokens = self.tokens(&address, config.as_ref())?;
+        tokens.retain(|it| !it.is_empty());
+        if tokens.iter().any(|it| it.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
+            return Err(AdminArgumentError::Token);
+        }
+        let mut server = Server { authority: address.authority.clone(), tls: None };
+        if address.has_tls {
+            let trust = Trust::of(self.ca.as_deref(), self.insecure);
+            server.tls = Some((tls::config(trust, true)?, tls::server_name(&address.host)?));
+        }
+        Ok(AdminClient { address, server, tokens, retries: self.retries, pause: PAUSE })
+    }
+
+    /// The tokens to try, in this order.
+    fn tokens(
+        &self,
+        address: &AdminAddress,
+        config: Option<&Config>,
+    ) -> Result<Vec<String>, AdminArgumentError> {
+        if let Some(token) = &self.token {
+            return Ok(vec![token.clone()]);
+        }
+        if let Some(path) = &self.token_file {
+            let text = fs::read_to_string(path)
+                .map_err(|error| AdminArgumentError::TokenFile(path.clone(), error))?;
+            let first = text.lines().next().map(str::trim).filter(|it| !it.is_empty());
+            let first = first.ok_or_else(|| AdminArgumentError::EmptyTokenFile(path.clone()))?;
+            return Ok(vec![first.to_owned()]);
+        }
+        let set = std::env::var("SKEP__ADMIN__TOKEN").ok().filter(|it| !it.is_empty());
+        Ok(set.map_or_else(|| kept_tokens(address, config), |it| vec![it]))
+    }
+}
+
+/// The settings of the environment, if they are valid.
+fn config_of_environment() -> Option<Config> {
+    let environment = super::environment().ok()?;
+    SettingsSource { environment, ..SettingsSource::default() }.load().ok()
+}
+
+/// The tokens that trackers on this host generated. They are never sent to another host.
+fn kept_tokens(address: &AdminAddress, config: Option<&Config>) -> Vec<String> {
+    let config = config.filter(|_| address.is_this_host());
+    config.map(server::kept_tokens).unwrap_or_default()
+}
+
+impl AdminClient {
+    /// The listener, as it is shown.
+    pub(super) fn address(&self) -> &AdminAddress {
+        &self.address
+    }
+
+    /// Reads a path of the API.
+    ///
+    /// # Errors
+    /// [`AdminError`] if the tracker refuses, or there is no response after all tries.
+    pub(super) fn get(&mut self, target: &str) -> Result<Value, AdminError> {
+        Ok(self.request(Method::GET, target, Vec::new())?.body)
+    }
+
+    /// Sends a request that can be sent again: made twice, it changes nothing more.
+    ///
+    /// # Errors
+    /// As [`AdminClient::get`].
+    pub(super) fn request(
+        &mut self,
+        method: Method,
+        target: &str,
+        body: Vec<u8>,
+    ) -> Result<AdminResponse, AdminError> {
+        self.with_tries(&method, target, &body, true)
+    }
+
+    /// Sends a request that must not be made twice: it is not sent again once it may have arrived.
+    ///
+    /// # Errors
+    /// As [`AdminClient::get`]; [`AdminError::Lost`] if only the response is missing.
+    pub(super) fn request_once(
+        &mut self,
+        method: Method,
+        target: &str,
+        body: Vec<u8>,
+    ) -> Result<AdminResponse, AdminError> {
+        self.with_tries(&method, target, &body, false)
+    }
+
+    fn with_tries(
+        &mut self,
+        method: &Method,
+        target: &str,
+        body: &[u8],
+        repeats: bool,
+    ) -> Result<AdminResponse, AdminError> {
+        let mut retries = 0;
+        loop {
+            match self.one_try(method, target, body, repeats) {
+                Ok(response) => return Ok(response),
+                Err(TryError::Final(error)) => return Err(error),
+                Err(TryError::Token) if self.tokens.len() > 1 => {
+                    self.tokens.remove(0);
+                }
+                Err(TryError::Token) if self.tokens.is_empty() => return Err(AdminError::NoToken),
+                Err(TryError::Token) => return Err(AdminError::WrongToken),
+                Err(TryError::Temporary(_)) if retries < self.retries => {
+                    retries += 1;
+                    std::thread::sleep(self.pause);
+                }
+                Err(TryError::Temporary(error)) => return Err(error),
+            }
+        }
+    }
+
+    fn one_try(
+        &self,
+        method: &Method,
+        target: &str,
+        body: &[u8],
+        repeats: bool,
+    ) -> Result<AdminResponse, TryError> {
+        let mut request = Request::builder().method(method).uri(target);
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        if let Some(token) = self.tokens.first() {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let at = || self.address.to_string();
+        let response = exchange_with(&self.server, request, body.to_vec(), LIMITS);
+        let response = response.map_err(|error| match error.error {
+            AdminRequestError::NotHttp => TryError::Final(AdminError::NotSkep(at())),
+            AdminRequestError::Connection(problem) if error.is_sent && !repeats => {
+                TryError::Final(AdminError::Lost { at: at(), problem: problem.to_string() })
+            }
+            AdminRequestError::Connection(problem) => {
+                let problem = problem.to_string();
+                TryError::Temporary(AdminError::Unreachable { at: at(), problem })
+            }
+        })?;
+        let status = response.status().as_u16();
+        let body: Option<Value> = serde_json::from_slice(response.body()).ok();
+        let body = body.ok_or_else(|| TryError::Final(AdminError::NotSkep(at())))?;
+        match status {
+            200..=299 => Ok(AdminResponse { is_created: status == 201, body }),
+            _ => Err(failure(status, &body, at)),
+        }
+    }
+}
+
+/// What an error response means.
+fn failure(status: u16, body: &Value, at: impl Fn() -> String) -> TryError {
+    let text = |key: &str| body["error"][key].as_str().unwrap_or_default().to_owned();
+    let (code, field, mut message) = (text("code"), text("field"), text("message"));
+    if code.is_empty() {
+        return TryError::Final(AdminError::NotSkep(at()));
+    }
+    if !field.is_empty() {
+        message = format!("{field}: {message}");
+    }
+    match (status, code.as_str()) {
+        (401, _) | (403, "only_local" | "forwarded" | "bad_host") => TryError::Token,
+        (404 | 405, "no_such_page" | "bad_method") => TryError::Final(AdminError::NotSkep(at())),
+        (403, _) | (409, "wrong_mode" | "full" | "no_state") => {
+            TryError::Final(AdminError::Failed(message))
+        }
+        (500..=599 | 429, _) => TryError::Temporary(AdminError::Failed(message)),
+        _ => TryError::Final(AdminError::Refused(message)),
+    }
+}
+
+/// Why a subcommand ends early.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommandError {
+    #[error(transparent)]
+    Arguments(#[from] AdminArgumentError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error("cannot write to standard output: {0}")]
+    Output(#[from] io::Error),
+    #[error("{0}")]
+    Failed(String),
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// Prints the error of a subcommand, and returns its exit code.
+pub(super) fn conclude(result: Result<ExitCode, CommandError>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        // A closed pipe is not an error: `head`, for instance, stops early.
+        Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            super::complain(&super::text::escaped(&error.to_string()));
+            match error {
+                CommandError::Arguments(_) | CommandError::Usage(_) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// A query of these parameters, percent-encoded, with its question mark.
+pub(super) fn query(parameters: &[(&str, &str)]) -> String {
+    let mut query = form_urlencoded::Serializer::for_suffix("?".to_owned(), 1);
+    query.extend_pairs(parameters).finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+
+    /// Responds to each request with one of these responses. Returns the tokens that were sent.
+    fn serve(listener: &TcpListener, responses: &[&str]) -> Vec<String> {
+        let respond = |response: &&str| {
+            let mut stream = listener.accept().unwrap().0;
+            let head = BufReader::new(&stream).lines().map(Result::unwrap);
+            let head: Vec<_> = head.take_while(|it| !it.is_empty()).collect();
+            let shown = head.iter().find_map(|it| it.strip_prefix("authorization: Bearer "));
+            let shown = shown.unwrap_or_default().to_owned();
+            stream.write_all(response.as_bytes()).unwrap();
+            shown
+        };
+        responses.iter().map(respond).collect()
+    }
+
+    fn client(listener: &TcpListener, tokens: &[&str], retries: u32) -> AdminClient {
+        let address: AdminAddress = listener.local_addr().unwrap().into();
+        let server = Server { authority: address.authority.clone(), tls: None };
+        let tokens = tokens.iter().map(|it| (*it).to_owned()).collect();
+        AdminClient { address, server, tokens, retries, pause: Duration::ZERO }
+    }
+
+    const CREATED: &str = "HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}";
+    const WRONG: &str = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 29\r\n\r\n\
+                         {\"error\":{\"code\":\"no_token\"}}";
+
+    #[test]
+    fn a_token_that_is_refused_makes_room_for_the_next_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut fitting = client(&listener, &["old", "new", "other"], 0);
+        let mut none = client(&listener, &["old", "older"], 0);
+        let responses = [WRONG, CREATED, CREATED, WRONG, WRONG];
+        let thread = std::thread::spawn(move || serve(&listener, &responses));
+        let created = |it: &mut AdminClient| {
+            it.request(Method::POST, "/", Vec::new()).map(|it| it.is_created)
+        };
+        assert_eq!((created(&mut fitting), created(&mut fitting)), (Ok(true), Ok(true)));
+        assert_eq!(created(&mut none), Err(AdminError::WrongToken));
+        assert_eq!(thread.join().unwrap(), ["old", "new", "new", "old", "older"]);
+    }
+
+    #[test]
+    fn only_what_may_be_made_twice_is_sent_again_once_it_may_have_arrived() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = client(&listener, &[], 1);
+        let cut = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}";
+        let thread = std::thread::spawn(move || serve(&listener, &[cut, CREATED, cut]));
+        let again = client.request(Method::POST, "/", Vec::new());
+        assert!(again.is_ok_and(|it| it.is_created));
+        let once = client.request_once(Method::POST, "/", Vec::new());
+        assert!(matches!(once, Err(AdminError::Lost { .. })), "{once:?}");
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn an_error_is_final_or_worth_another_try() {
+        let kind = |status, code: &str| {
+            let body =
+                serde_json::json!({ "error": { "code": code, "message": "m", "field": "f" } });
+            match failure(status, &body, || "x".into()) {
+                TryError::Temporary(error) => format!("again: {error}"),
+                TryError::Token => "token".into(),
+                TryError::Final(error) => format!("{}: {error}", error.is_final()),
+            }
+        };
+        assert_eq!(
+            (kind(401, "no_token"), kind(403, "only_local")),
+            ("token".into(), "token".into())
+        );
+        assert_eq!(kind(503, "starting"), "again: f: m");
+        assert_eq!(kind(409, "wrong_mode"), "true: f: m");
+        assert_eq!(kind(404, "unknown_passkey"), "false: f: m");
+        assert!(kind(404, "no_such_page").contains("older version"));
+        assert!(kind(404, "").contains("not skep"));
+    }
+
+    #[test]
+    fn queries_are_encoded() {
+        assert_eq!(
+            query(&[("after", "10.0.0.0/8"), ("x", "%1f&")]),
+            "?after=10.0.0.0%2F8&x=%251f%26"
+        );
+    }
+}

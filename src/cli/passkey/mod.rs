@@ -1,0 +1,297 @@
+//! `skep passkey`: issues, lists, revokes and imports passkeys of a running private tracker.
+
+mod import;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use http::Method;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::admin::{self, AdminArguments, AdminClient, AdminError, CommandError};
+use super::table::{Cell, Table};
+use super::text::{count, escaped};
+use crate::access::passkey::{digest_of, id_of};
+
+const ADD_EXAMPLES: &str = "\
+Examples:
+  skep passkey add ann                       print a new passkey; it is shown only now
+  skep passkey add ann --torrents 20 --peers 40
+  skep passkey add --json ann | jq -r .passkey
+
+The passkey is the last part of the announce URL: http://HOST:6969/announce/PASSKEY. A name is for
+people: several passkeys may have it, for instance while one replaces another.";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  skep passkey list                          what each passkey has moved
+  skep passkey list --name ann
+  skep passkey list --json | jq -r 'select(.uploaded < .downloaded) | .name'
+
+Where standard output is not a terminal, columns are separated by tabs, without heads: id, torrents,
+peers, bytes uploaded, bytes downloaded, announces, issued, name.";
+
+const REVOKE_EXAMPLES: &str = "\
+Examples:
+  skep passkey revoke ann                    by its name, if no other passkey has that
+  skep passkey revoke e4147ab02c6f19d8       by its id, as in `skep passkey list`
+  skep passkey revoke 0123456789abcdef0123456789abcdef    a leaked one, by itself
+
+A revoked passkey is invalid from the next announce on, and its totals are gone.";
+
+/// Entries in one response.
+const PAGE: &str = "1000";
+
+/// Subcommands of `skep passkey`.
+#[derive(Debug, Subcommand)]
+pub(super) enum PasskeyCommand {
+    /// Issue a passkey
+    Add(AddOptions),
+    /// List passkeys with their totals
+    List(ListOptions),
+    /// Revoke passkeys
+    Revoke(RevokeOptions),
+    /// Add many passkeys: those that clients have from another tracker, or new ones
+    Import(import::Options),
+}
+
+/// Arguments of `add`.
+#[derive(Debug, Args)]
+#[command(after_help = admin::help(ADD_EXAMPLES, "no passkey is issued"))]
+pub(super) struct AddOptions {
+    /// The holder's name
+    #[arg(value_name = "NAME", value_parser = name)]
+    name: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    limits: LimitArguments,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+/// Limits of new passkeys, as in the API.
+#[derive(Clone, Debug, Args, Serialize)]
+#[command(next_help_heading = "Limits")]
+struct LimitArguments {
+    /// Torrents at once [default: 5000]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    torrents: Option<u32>,
+    /// Peers at once [default: twice the torrents, at least 10000]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peers: Option<u32>,
+    /// Announces per minute [default: as many as torrents, at least 600]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    announces_per_minute: Option<u32>,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+#[command(after_help = admin::help(LIST_EXAMPLES, "the tracker refuses or does not respond"))]
+pub(super) struct ListOptions {
+    /// Only passkeys with exactly this name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Print a JSON object for each passkey
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+/// Arguments of `revoke`.
+#[derive(Debug, Args)]
+#[command(after_help = admin::help(REVOKE_EXAMPLES, "at least one passkey is not revoked"))]
+pub(super) struct RevokeOptions {
+    /// Ids, names, or passkeys themselves
+    #[arg(required = true, value_name = "ID|NAME|PASSKEY")]
+    passkeys: Vec<String>,
+    /// Print a JSON object for each passkey
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+/// Parses a name: not empty, so that somebody can find the passkey later.
+fn name(text: &str) -> Result<String, &'static str> {
+    let is_sound = !text.trim().is_empty() && !text.chars().any(char::is_control);
+    if is_sound { Ok(text.to_owned()) } else { Err("allowed: a text without control characters") }
+}
+
+/// Runs the command and returns its exit code.
+pub(super) fn run(command: PasskeyCommand) -> ExitCode {
+    admin::conclude(match command {
+        PasskeyCommand::Add(options) => add(&options),
+        PasskeyCommand::List(options) => list(&options),
+        PasskeyCommand::Revoke(options) => revoke(&options),
+        PasskeyCommand::Import(options) => import::run(&options),
+    })
+}
+
+/// The fields of a new passkey in a request.
+#[derive(Serialize)]
+struct NewPasskeyBody<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    passkey: Option<&'a str>,
+    #[serde(flatten)]
+    limits: &'a LimitArguments,
+}
+
+/// Issues a passkey.
+fn add(options: &AddOptions) -> Result<ExitCode, CommandError> {
+    let mut client = options.admin.client()?;
+    let body = NewPasskeyBody { name: &options.name, passkey: None, limits: &options.limits };
+    let body = json!(body).to_string().into_bytes();
+    let new = client.request_once(Method::POST, "/api/v1/passkeys", body)?.body;
+    if options.json {
+        writeln!(io::stdout().lock(), "{new}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = |key: &str| escaped(new[key].as_str().unwrap_or_default());
+    let (passkey, id, name) = (text("passkey"), text("id"), text("name"));
+    let lines = format!(
+        "passkey  {passkey}\nid       {id}\nname     {name}\npath     /announce/{passkey}\n"
+    );
+    io::stdout().lock().write_all(lines.as_bytes())?;
+    // The passkey is issued, whatever becomes of this question.
+    let others = named(&mut client, &options.name).unwrap_or_default().len().saturating_sub(1);
+    if others > 0 {
+        let others = count(others as u64, "other passkey");
+        super::complain(&format!(
+            "note: the name is also that of {others}; `skep passkey list --name` shows them"
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The passkeys with this name; at most 1000.
+fn named(client: &mut AdminClient, name: &str) -> Result<Vec<Value>, AdminError> {
+    let query = admin::query(&[("limit", PAGE), ("name", name)]);
+    let page = client.get(&format!("/api/v1/passkeys{query}"))?;
+    Ok(page["passkeys"].as_array().cloned().unwrap_or_default())
+}
+
+/// Lists passkeys.
+fn list(options: &ListOptions) -> Result<ExitCode, CommandError> {
+    let mut client = options.admin.client()?;
+    let heads = ["ID", "TORRENTS", "PEERS", "UP", "DOWN", "ANNOUNCES", "ISSUED", "NAME"];
+    let mut table = Table::new(heads);
+    let (mut after, mut has_any) = (None::<String>, false);
+    loop {
+        let mut parameters = vec![("limit", PAGE)];
+        parameters.extend(options.name.as_deref().map(|it| ("name", it)));
+        parameters.extend(after.as_deref().map(|it| ("after", it)));
+        let page = client.get(&format!("/api/v1/passkeys{}", admin::query(&parameters)))?;
+        let passkeys = page["passkeys"].as_array().map_or(&[][..], Vec::as_slice);
+        has_any |= !passkeys.is_empty();
+        if options.json {
+            let lines: String = passkeys.iter().map(|it| format!("{it}\n")).collect();
+            io::stdout().lock().write_all(lines.as_bytes())?;
+        } else {
+            table.print(&passkeys.iter().map(row).collect::<Vec<_>>())?;
+        }
+        after = page["next"].as_str().map(str::to_owned);
+        if after.is_none() {
+            break;
+        }
+    }
+    if !has_any && !options.json {
+        super::complain("there is no such passkey");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(passkey: &Value) -> [Cell; 8] {
+    let text = |key: &str| Cell::Text(passkey[key].as_str().unwrap_or_default().to_owned());
+    let number = |key: &str| Cell::Number(passkey[key].as_u64().unwrap_or_default());
+    [
+        text("id"),
+        number("torrents"),
+        number("peers"),
+        Cell::Bytes(passkey["uploaded"].as_u64()),
+        Cell::Bytes(passkey["downloaded"].as_u64()),
+        number("announces"),
+        Cell::Date(passkey["issued_s"].as_u64()),
+        text("name"),
+    ]
+}
+
+/// Revokes passkeys.
+fn revoke(options: &RevokeOptions) -> Result<ExitCode, CommandError> {
+    let mut client = options.admin.client()?;
+    let mut are_revoked = true;
+    for text in &options.passkeys {
+        let done = match revoke_one(&mut client, text) {
+            Err(CommandError::Admin(error)) if error.is_final() => return Err(error.into()),
+            done => done,
+        };
+        are_revoked &= done.is_ok();
+        // A passkey is not repeated on a screen or in a log.
+        let shown = if digest_of(text).is_some() { "a passkey" } else { text.as_str() };
+        let line = match (options.json, done) {
+            (true, Ok(id)) => json!({ "id": id, "status": "revoked", "error": null }).to_string(),
+            (true, Err(error)) => {
+                let error = error.to_string();
+                json!({ "id": null, "status": "failed", "error": error }).to_string()
+            }
+            (false, Ok(id)) => format!("revoked {id}  {}", escaped(shown)),
+            (false, Err(error)) => {
+                format!("failed  {}: {}", escaped(shown), escaped(&error.to_string()))
+            }
+        };
+        writeln!(io::stdout().lock(), "{line}")?;
+    }
+    Ok(ExitCode::from(u8::from(!are_revoked)))
+}
+
+/// Revokes the passkey that a text names; returns its id.
+fn revoke_one(client: &mut AdminClient, text: &str) -> Result<String, CommandError> {
+    let is_id = text.len() == 16 && text.bytes().all(|it| it.is_ascii_hexdigit());
+    let id = match digest_of(text) {
+        Some(digest) => id_of(&digest),
+        None if is_id => text.to_ascii_lowercase(),
+        None => id_of_name(client, text)?,
+    };
+    client.request(Method::DELETE, &format!("/api/v1/passkeys/{id}"), Vec::new())?;
+    Ok(id)
+}
+
+/// The id of the one passkey with this name.
+fn id_of_name(client: &mut AdminClient, name: &str) -> Result<String, CommandError> {
+    let found = named(client, name)?;
+    let mut ids = found.iter().filter_map(|it| it["id"].as_str());
+    match (ids.next(), ids.next()) {
+        (Some(id), None) => Ok(id.to_owned()),
+        (None, _) => Err(CommandError::Failed("there is no passkey with this name or id".into())),
+        _ => Err(CommandError::Failed(format!(
+            "{} have this name; remedy: name one by its id, see `skep passkey list --name`",
+            count(found.len() as u64, "passkey")
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_can_be_found_again() {
+        assert_eq!(name("ann b"), Ok("ann b".into()));
+        assert!(["", " ", "a\nb"].iter().all(|it| name(it).is_err()));
+    }
+
+    #[test]
+    fn limits_that_are_not_given_are_left_to_the_tracker() {
+        let limits = LimitArguments { torrents: None, peers: Some(3), announces_per_minute: None };
+        let body = NewPasskeyBody { name: "ann", passkey: None, limits: &limits };
+        assert_eq!(json!(body), json!({ "name": "ann", "peers": 3 }));
+    }
+}

@@ -1,0 +1,274 @@
+//! `skep status`: what a running tracker does, on one screen.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::admin::{self, AdminArguments, CommandError};
+use super::doctor::size;
+use super::text::{count, date, duration, escaped};
+use crate::frontend::figures::grouped;
+
+const EXAMPLES: &str = "\
+Examples:
+  skep status
+  skep status --admin 10.0.0.1:6970 --token-file token
+  skep status --json | jq .warnings
+  watch skep status                          again every two seconds
+
+Rates are those of the last second. Warnings are what the running tracker knows; `skep doctor` also
+checks its host.";
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+#[command(after_help = admin::help(EXAMPLES, "the tracker does not respond"))]
+pub(super) struct Options {
+    /// Print one JSON object, as /api/v1/status has it
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+/// The response. Fields that this version does not know are ignored.
+#[derive(Debug, Deserialize)]
+struct Status {
+    version: String,
+    state: String,
+    uptime_s: u64,
+    backend: String,
+    access_mode: String,
+    rates: Rates,
+    peers: Peers,
+    torrents: Torrents,
+    limits: Limits,
+    memory: Memory,
+    snapshot_at_s: u64,
+    warnings: Vec<Warning>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Rates {
+    announces: f64,
+    scrapes: f64,
+    connects: f64,
+    dropped: f64,
+    refused: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Peers {
+    all: u64,
+    seeders: u64,
+    leechers: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Torrents {
+    all: u64,
+    active: u64,
+    registered: u64,
+    passkeys: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Limits {
+    sources: String,
+    sources_over: u64,
+    sources_denied: u64,
+    interval_s: f64,
+    load: f64,
+    busiest_worker: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Memory {
+    resident_bytes: u64,
+    cap_bytes: u64,
+    store_bytes: u64,
+    store_limit_bytes: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Warning {
+    message: String,
+    remedy: String,
+}
+
+/// Runs the command and returns its exit code.
+pub(super) fn run(options: &Options) -> ExitCode {
+    admin::conclude(show(options))
+}
+
+fn show(options: &Options) -> Result<ExitCode, CommandError> {
+    let mut client = options.admin.client()?;
+    let body = client.get("/api/v1/status")?;
+    let text = if options.json {
+        format!("{body}\n")
+    } else {
+        let at = client.address().to_string();
+        let status: Status = serde_json::from_value(body).map_err(|error| {
+            CommandError::Failed(format!("{at} is a skep of another version: {error}"))
+        })?;
+        status.screen(&at)
+    };
+    io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Status {
+    fn screen(&self, at: &str) -> String {
+        let (rates, peers, limits) = (&self.rates, &self.peers, &self.limits);
+        let lines = [
+            ("tracker", format!("skep {} at {at}", escaped(&self.version))),
+            ("state", format!("{}, up {}", escaped(&self.state), duration(self.uptime_s))),
+            ("backend", escaped(&self.backend)),
+            (
+                "responses",
+                format!(
+                    "{}/s announces, {}/s scrapes, {}/s connects",
+                    rate(rates.announces),
+                    rate(rates.scrapes),
+                    rate(rates.connects)
+                ),
+            ),
+            (
+                "errors",
+                format!("{}/s refused, {}/s dropped", rate(rates.refused), rate(rates.dropped)),
+            ),
+            (
+                "peers",
+                format!(
+                    "{}: {}, {}",
+                    grouped(peers.all),
+                    count(peers.seeders, "seeder"),
+                    count(peers.leechers, "leecher")
+                ),
+            ),
+            ("torrents", self.torrents()),
+            ("access", self.access()),
+            (
+                "limits",
+                format!(
+                    "sources limited: {}; {} over the limit, {} denied in the kernel",
+                    escaped(&limits.sources),
+                    grouped(limits.sources_over),
+                    grouped(limits.sources_denied)
+                ),
+            ),
+            (
+                "load",
+                format!(
+                    "busiest worker {}, announce interval {:.0} s (load {})",
+                    percent(limits.busiest_worker),
+                    limits.interval_s,
+                    percent(limits.load)
+                ),
+            ),
+            ("memory", self.memory()),
+            ("snapshot", self.snapshot()),
+            ("warnings", self.count_of_warnings()),
+        ];
+        let lines = lines.map(|(name, value)| format!("{name:<10} {value}\n")).concat();
+        let warning =
+            |it: &Warning| format!("  {}; remedy: {}\n", escaped(&it.message), escaped(&it.remedy));
+        lines + &self.warnings.iter().map(warning).collect::<String>()
+    }
+
+    fn torrents(&self) -> String {
+        let Torrents { all, active, .. } = self.torrents;
+        format!("{}, {} with peers", grouped(all), grouped(active))
+    }
+
+    fn access(&self) -> String {
+        let Torrents { registered, passkeys, .. } = self.torrents;
+        let (registered, passkeys) = (grouped(registered), grouped(passkeys));
+        let mode = escaped(&self.access_mode);
+        match self.access_mode.as_str() {
+            "private" => {
+                format!("{mode}; registered info-hashes {registered}, passkeys {passkeys}")
+            }
+            "registered" => format!("{mode}; registered info-hashes {registered}"),
+            _ => mode,
+        }
+    }
+
+    fn memory(&self) -> String {
+        let memory = &self.memory;
+        let of =
+            |bytes: u64| if bytes > 0 { format!(" of {}", size(bytes)) } else { String::new() };
+        format!(
+            "{}{} resident; torrents and peers {}{}",
+            size(memory.resident_bytes),
+            of(memory.cap_bytes),
+            size(memory.store_bytes),
+            of(memory.store_limit_bytes)
+        )
+    }
+
+    fn snapshot(&self) -> String {
+        match self.snapshot_at_s {
+            0 => "none".to_owned(),
+            at_s => date(at_s),
+        }
+    }
+
+    fn count_of_warnings(&self) -> String {
+        match self.warnings.len() as u64 {
+            0 => "none".to_owned(),
+            number => grouped(number),
+        }
+    }
+}
+
+/// A number per second: with a decimal where it is small.
+fn rate(per_s: f64) -> String {
+    if per_s > 0.0 && per_s < 100.0 { format!("{per_s:.1}") } else { format!("{per_s:.0}") }
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{:.0} %", ratio * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_screen_has_every_figure_and_every_warning() {
+        let status = json!({
+            "version": "0.1.0", "state": "serving", "uptime_s": 3661, "backend": "uring",
+            "access_mode": "private", "new": 1, "snapshot_at_s": 1_795_303_209,
+            "rates": { "announces": 1234.5, "scrapes": 0.25, "connects": 0.0, "dropped": 0.0,
+                "refused": 1.0 },
+            "peers": { "all": 1235, "seeders": 1, "leechers": 1234 },
+            "torrents": { "all": 3, "active": 2, "registered": 1, "passkeys": 2 },
+            "limits": { "sources": "yes", "sources_over": 1, "sources_denied": 0,
+                "interval_s": 1800.4, "load": 0.1, "busiest_worker": 0.25 },
+            "memory": { "resident_bytes": 3 << 20, "cap_bytes": 0, "store_bytes": 1024,
+                "store_limit_bytes": 1 << 20 },
+            "warnings": [{ "id": "x", "message": "a\nb", "remedy": "c" }],
+        });
+        let status: Status = serde_json::from_value(status).unwrap();
+        let expected = "\
+tracker    skep 0.1.0 at http://127.0.0.1:6970
+state      serving, up 1 h 1 min
+backend    uring
+responses  1234/s announces, 0.2/s scrapes, 0/s connects
+errors     1.0/s refused, 0/s dropped
+peers      1,235: 1 seeder, 1,234 leechers
+torrents   3, 2 with peers
+access     private; registered info-hashes 1, passkeys 2
+limits     sources limited: yes; 1 over the limit, 0 denied in the kernel
+load       busiest worker 25 %, announce interval 1800 s (load 10 %)
+memory     3 MiB resident; torrents and peers 1 KiB of 1 MiB
+snapshot   2026-11-21T23:20:09Z
+warnings   1
+  a\\nb; remedy: c
+";
+        assert_eq!(status.screen("http://127.0.0.1:6970"), expected);
+    }
+}

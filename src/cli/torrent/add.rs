@@ -1,0 +1,281 @@
+//! `skep torrent add`: registers `.torrent` files, or folders of them, with a running tracker.
+//!
+//! Every file has its own line of output. An error in one file is reported, and the others are
+//! still registered. A request without a response is repeated, because the tracker may be
+//! restarting.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use http::Method;
+use serde::Serialize;
+
+use super::read;
+use crate::cli::admin::{self, AdminArguments, AdminClient, AdminError, CommandError};
+use crate::cli::text::escaped;
+use crate::client::metainfo::Metainfo;
+
+const EXAMPLES: &str = "\
+Examples:
+  skep torrent add ubuntu.torrent            with the tracker on this host
+  skep torrent add /srv/torrents             every .torrent file in this folder and those below
+  skep torrent add --admin 10.0.0.1:6970 --token-file token FILE
+  skep torrent add --json DIR                for scripts: one object per line
+
+The tracker has to run with access.mode = \"registered\" or \"private\". Both hashes of a hybrid
+torrent lead to one swarm. A torrent that was registered before is listed as known. If the tracker
+does not respond, or refuses every request, skep stops at the first file and counts the others as
+not tried.";
+
+/// The deepest folder that is searched.
+const DEPTH_MAX: usize = 32;
+
+/// Arguments of `add`.
+#[derive(Debug, Args)]
+#[command(after_help = admin::help(EXAMPLES, "at least one file is not registered"))]
+pub(in crate::cli) struct Options {
+    /// .torrent files, or folders that contain them
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Print a JSON object for each file instead of text
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+/// The result of one file.
+#[derive(Debug, Serialize)]
+struct FileResult {
+    file: String,
+    status: Status,
+    info_hash: Option<String>,
+    info_hash_v2: Option<String>,
+    name: Option<String>,
+    error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    /// The torrent is newly registered.
+    Registered,
+    /// The torrent was registered before.
+    Known,
+    /// The torrent could not be registered.
+    Failed,
+}
+
+/// The body of a request that registers a torrent.
+#[derive(Debug, Serialize)]
+struct RegistrationBody<'a> {
+    info_hash: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    info_hash_v2: Option<&'a str>,
+    name: &'a str,
+    size: u64,
+    piece_length: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comment: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_s: Option<u64>,
+}
+
+/// Registers all files.
+pub(super) fn run(options: &Options) -> Result<ExitCode, CommandError> {
+    let mut client = options.admin.client()?;
+    let mut files = Vec::new();
+    for path in &options.paths {
+        collect(path, 0, &mut files);
+    }
+    let mut progress = Progress::new(files.len(), options.json);
+    for found in files {
+        let result = match found {
+            Ok(path) => add(&mut client, &path),
+            Err((path, problem)) => Ok(FileResult::failed(&path, problem)),
+        };
+        match result {
+            Ok(result) => progress.print_result(&result)?,
+            Err(error) => {
+                progress.end()?;
+                return Err(error.into());
+            }
+        }
+    }
+    progress.end()?;
+    Ok(ExitCode::from(u8::from(progress.counts[Status::Failed as usize] > 0)))
+}
+
+/// A file to register, or a path that cannot be read and why.
+type FoundFile = Result<PathBuf, (PathBuf, String)>;
+
+/// Adds a file, or the `.torrent` files of a folder in sorted order. A file named on the command
+/// line needs no `.torrent` extension. Links to folders are followed only there.
+fn collect(path: &Path, depth: usize, files: &mut Vec<FoundFile>) {
+    let failed = |problem: String| Err((path.to_owned(), problem));
+    let is_folder = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() && depth == 0 => path.is_dir(),
+        Ok(metadata) => metadata.is_dir(),
+        Err(error) => return files.push(failed(error.to_string())),
+    };
+    if !is_folder {
+        if depth == 0 || path.extension().is_some_and(|it| it.eq_ignore_ascii_case("torrent")) {
+            files.push(Ok(path.to_owned()));
+        }
+        return;
+    }
+    if depth > DEPTH_MAX {
+        return files.push(failed(format!("more than {DEPTH_MAX} folders within each other")));
+    }
+    let entries = fs::read_dir(path).and_then(|them| {
+        let paths = them.map(|it| Ok(it?.path()));
+        paths.collect::<io::Result<Vec<_>>>()
+    });
+    match entries {
+        Err(error) => files.push(failed(error.to_string())),
+        Ok(mut paths) => {
+            paths.sort();
+            paths.iter().for_each(|it| collect(it, depth + 1, files));
+        }
+    }
+}
+
+/// Registers one file.
+///
+/// # Errors
+/// [`AdminError`] if every further file would fail in the same way.
+fn add(client: &mut AdminClient, path: &Path) -> Result<FileResult, AdminError> {
+    let bytes = match read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => return Ok(FileResult::failed(path, error.to_string())),
+    };
+    let torrent = match Metainfo::parse(&bytes) {
+        Ok(torrent) => torrent,
+        Err(error) => return Ok(FileResult::failed(path, format!("is not a torrent: {error}"))),
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let info_hash = torrent.info_hash().map(|it| it.to_string());
+    let second = torrent.v2.filter(|_| torrent.v1.is_some());
+    let second: Option<String> =
+        second.map(|it| it.iter().map(|byte| format!("{byte:02x}")).collect());
+    let name = text(torrent.name);
+    let body = RegistrationBody {
+        info_hash: info_hash.as_deref().unwrap_or_default(),
+        info_hash_v2: second.as_deref(),
+        name: &cut(name.clone(), 1024),
+        size: torrent.size,
+        piece_length: torrent.piece_length,
+        comment: torrent.comment.map(|it| cut(text(it), 4096)),
+        created_by: torrent.created_by.map(|it| cut(text(it), 4096)),
+        created_s: torrent.created_s,
+    };
+    let body = match serde_json::to_vec(&body) {
+        Ok(body) => body,
+        Err(error) => return Ok(FileResult::failed(path, error.to_string())),
+    };
+    let (status, error) = match client.request(Method::POST, "/api/v1/torrents", body) {
+        Ok(response) if response.is_created => (Status::Registered, None),
+        Ok(_) => (Status::Known, None),
+        Err(error) if error.is_final() => return Err(error),
+        Err(error) => (Status::Failed, Some(error.to_string())),
+    };
+    let file = path.display().to_string();
+    Ok(FileResult { file, status, info_hash, info_hash_v2: second, name: Some(name), error })
+}
+
+/// Truncates a text to at most `bytes_max` bytes, at a character boundary.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes_max));
+    text
+}
+
+impl FileResult {
+    fn failed(path: &Path, problem: String) -> Self {
+        Self {
+            file: path.display().to_string(),
+            status: Status::Failed,
+            info_hash: None,
+            info_hash_v2: None,
+            name: None,
+            error: Some(problem),
+        }
+    }
+
+    /// The result as a line of text. Names come from untrusted files.
+    fn line(&self) -> String {
+        let mut line = match self.status {
+            Status::Registered => "registered ".to_owned(),
+            Status::Known => "known      ".to_owned(),
+            Status::Failed => "failed     ".to_owned(),
+        };
+        if let Some(hash) = &self.info_hash {
+            let _ = write!(line, "{hash}  ");
+        }
+        let _ = write!(line, "{}", escaped(&self.file));
+        if let Some(error) = &self.error {
+            let _ = write!(line, ": {}", escaped(error));
+        }
+        line
+    }
+}
+
+/// Prints the result of each file, and a count of files done.
+struct Progress {
+    total: usize,
+    /// Files by [`Status`].
+    counts: [usize; 3],
+    json: bool,
+    /// Whether standard error is a terminal, which shows the count.
+    shown: bool,
+}
+
+impl Progress {
+    fn new(total: usize, json: bool) -> Self {
+        Self { total, counts: [0; 3], json, shown: io::stderr().is_terminal() }
+    }
+
+    fn done(&self) -> usize {
+        self.counts.iter().sum()
+    }
+
+    fn print_result(&mut self, result: &FileResult) -> io::Result<()> {
+        self.counts[result.status as usize] += 1;
+        let line = if self.json {
+            serde_json::to_string(result).unwrap_or_default()
+        } else {
+            result.line()
+        };
+        self.wipe();
+        writeln!(io::stdout().lock(), "{line}")?;
+        if self.shown && self.done() < self.total {
+            let _ = write!(io::stderr().lock(), "{} of {}", self.done(), self.total);
+        }
+        Ok(())
+    }
+
+    /// Erases the count from its line.
+    fn wipe(&self) {
+        if self.shown {
+            let _ = write!(io::stderr().lock(), "\r\x1b[K");
+        }
+    }
+
+    fn end(&self) -> io::Result<()> {
+        self.wipe();
+        if self.total == 0 {
+            crate::cli::complain("no .torrent file found");
+        }
+        let [registered, known, failed] = self.counts;
+        let mut sum = format!("{registered} registered, {known} known, {failed} failed");
+        if self.done() < self.total {
+            let _ = write!(sum, ", {} not tried", self.total - self.done());
+        }
+        if self.json { Ok(()) } else { writeln!(io::stdout().lock(), "{sum}") }
+    }
+}
