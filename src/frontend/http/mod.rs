@@ -365,7 +365,8 @@ impl RequestHandler<'_> {
         let Scratch { body, info_hashes, .. } = &mut *self.scratch;
         body.clear();
         match http::scrape(request.head.query, info_hashes) {
-            Err(malformed) => self.fail_malformed(request, malformed, out),
+            // Charged by the worker, as everything is that the tracker has not charged.
+            Err(malformed) => self.fail(request, malformed.into(), out),
             Ok(()) if info_hashes.is_empty() => self.scrape_all(request, out),
             Ok(()) => {
                 let Some(source) = request.source else {
