@@ -61,28 +61,13 @@ impl Files {
     /// # Errors
     /// [`ConfigError`] that names the setting and the file that is wrong.
     pub(super) fn read(&self) -> Result<Certificate, ConfigError> {
-        let read = |setting, path: &Path| {
-            regular_file::read(path).map_err(|it| unreadable(setting, path, &PemError::Io(it)))
+        let ((chain, validity), key) = match (self.read_chain(), self.read_key()) {
+            (Ok(chain), Ok(key)) => (chain, key),
+            (chain, key) => {
+                let errors = [chain.err(), key.err()].into_iter().flatten();
+                return Err(ConfigError { faults: errors.flat_map(|it| it.faults).collect() });
+            }
         };
-        let pem = read("certificate", &self.certificate)?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-        let chain = chain.map_err(|it| unreadable("certificate", &self.certificate, &it))?;
-        if chain.is_empty() {
-            let error = PemError::NoItemsFound;
-            return Err(unreadable("certificate", &self.certificate, &error));
-        }
-        let validity = self.inspect(&chain)?;
-        let key = read("key", &self.key)?;
-        if is_encrypted(&key) {
-            let path = self.key.display();
-            let problem = format!(
-                "{path} is encrypted, which is not supported; remedy: write it without a \
-                 passphrase (openssl pkey -in {path} -out ...), for skep's user alone"
-            );
-            return Err(ConfigError::at("tls.key", problem));
-        }
-        let key =
-            PrivateKeyDer::from_pem_slice(&key).map_err(|it| unreadable("key", &self.key, &it))?;
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -91,6 +76,33 @@ impl Files {
             })
             .map_err(|error| self.unusable(&error, &chain, key, &provider))?;
         Ok(Certificate { config, validity })
+    }
+
+    fn read_chain(&self) -> Result<(Vec<CertificateDer<'static>>, Validity), ConfigError> {
+        let refused = |error: &PemError| unreadable("certificate", &self.certificate, error);
+        let pem = regular_file::read(&self.certificate);
+        let pem = pem.map_err(|error| refused(&PemError::Io(error)))?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+        let chain = chain.map_err(|error| refused(&error))?;
+        if chain.is_empty() {
+            return Err(refused(&PemError::NoItemsFound));
+        }
+        let validity = self.inspect(&chain)?;
+        Ok((chain, validity))
+    }
+
+    fn read_key(&self) -> Result<PrivateKeyDer<'static>, ConfigError> {
+        let refused = |error: &PemError| unreadable("key", &self.key, error);
+        let key = regular_file::read(&self.key).map_err(|error| refused(&PemError::Io(error)))?;
+        if is_encrypted(&key) {
+            let path = self.key.display();
+            let problem = format!(
+                "{path} is encrypted, which is not supported; remedy: write it without a \
+                 passphrase (openssl pkey -in {path} -out ...), for skep's user alone"
+            );
+            return Err(ConfigError::at("tls.key", problem));
+        }
+        PrivateKeyDer::from_pem_slice(&key).map_err(|error| refused(&error))
     }
 
     /// Checks the certificates that are served, and returns when all of them are valid.

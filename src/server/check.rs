@@ -235,6 +235,7 @@ mod tests {
             ("skep.toml:2:1: udp.key_file: ", "cannot read the connection-id key in /nope/key"),
             ("skep.toml:4:1: http.unix_socket: ", "/nope does not exist"),
             ("skep.toml:7:1: tls.certificate: ", "cannot read /nope/a.pem"),
+            ("skep.toml:8:1: tls.key: ", "cannot read /nope/b"),
             ("skep.toml:10:1: access.ports_deny: ", "cannot read the access list /nope/ports"),
             (":2: access.networks_deny: ", "write 10.0.0.0/24 for the whole network"),
             (":3: access.networks_deny: ", "\"nowhere\" is not a network"),
@@ -242,7 +243,7 @@ mod tests {
             let is_it = |it: &&String| it.contains(place) && it.contains(said);
             assert!(found.iter().any(|it| is_it(&it)), "{place}{said} is not in {found:#?}");
         }
-        assert_eq!(found.len(), 7, "{found:#?}");
+        assert_eq!(found.len(), 8, "{found:#?}");
     }
 
     #[test]

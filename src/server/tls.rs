@@ -147,7 +147,8 @@ impl Failure {
     /// Counts a failed attempt, and logs its error unless the last line had the same.
     fn report(&mut self, error: &ConfigError, figures: &CertificateFigures) {
         figures.reload_failures.fetch_add(1, Ordering::Relaxed);
-        let text = error.to_string();
+        // One line, also where both files are wrong.
+        let text = error.to_string().replace('\n', "; ");
         if self.logged != text {
             error!(target: OPERATOR, error = text, "TLS certificate not reloaded");
             self.logged = text;

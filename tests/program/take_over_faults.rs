@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustls::ClientConfig;
 use skep::sys::descriptors;
 use skep::sys::serving_lock::ServingLock;
@@ -468,7 +469,9 @@ fn silent(gives_up: bool) -> (bool, String) {
     let serves = successor.becomes_ready();
     if serves {
         assert!(!lock.take().unwrap(), "only one may serve");
-        successor.child.kill().unwrap();
+        // An orderly end writes the whole log, which a thread of its own does.
+        let pid = Pid::from_child(&successor.child);
+        kill_process(pid, Signal::TERM).unwrap();
     }
     (serves, successor.end().1)
 }
