@@ -239,14 +239,8 @@ fn description(address: SocketAddr) -> Description {
 
 /// A target that a described path stands for.
 fn target_of(path: &str) -> String {
-    let places = [
-        ("{kind}", "ports"),
-        ("{side}", "deny"),
-        ("{value}", "25"),
-        ("{id}", "00"),
-        ("{alert}", "SkepDown"),
-    ];
-    let path = path.replace("{info_hash}", &"19".repeat(20));
+    let places = [("{kind}", "ports"), ("{side}", "deny"), ("{value}", "25"), ("{id}", "00")];
+    let path = path.replace("{info_hash}", &"19".repeat(20)).replace("{alert}", "SkepDown");
     places.iter().fold(path, |path, (place, value)| path.replace(place, value))
 }
 
