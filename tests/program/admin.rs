@@ -1,6 +1,5 @@
 //! The operators' listener: every documented response, who is let in, what is listed. The router is
-//! served on a port of the kernel's choice by a process that only seems to be one; the last test
-//! asks a real one.
+//! served by a process that only seems to be one; the last test asks a real one.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
