@@ -3,7 +3,6 @@
 //! `skep probe` cannot do that: with registered torrents, passkeys or trusted proxies, a tracker
 //! that is well refuses a probe. The admin listener serves `/livez` to everybody, in every mode.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use http::{Request, StatusCode};
 
+use super::admin::{AdminAddress, AdminAddressError};
 use super::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
 use super::{Settings, complain, print};
 use crate::server::StartError;
@@ -81,19 +81,13 @@ fn authority(options: &Options) -> Result<String, StartError> {
 }
 
 /// HOST:PORT of an address or a URL.
-fn authority_of(text: &str) -> Result<String, &'static str> {
-    let expected = "allowed: ADDRESS:PORT or http://HOST:PORT";
-    let authority = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-    if let Ok(address) = authority.parse::<SocketAddr>() {
-        return if address.port() > 0 { Ok(reachable(address).to_string()) } else { Err(expected) };
+fn authority_of(text: &str) -> Result<String, String> {
+    let address: AdminAddress =
+        text.parse().map_err(|error: AdminAddressError| error.to_string())?;
+    if address.has_tls {
+        return Err("allowed: ADDRESS:PORT or http://HOST:PORT, without TLS".into());
     }
-    let (host, port) = authority.rsplit_once(':').ok_or(expected)?;
-    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let is_valid = !host.is_empty() && host.bytes().all(is_host);
-    match port.parse::<u16>() {
-        Ok(1..) if is_valid => Ok(authority.to_owned()),
-        _ => Err(expected),
-    }
+    Ok(address.authority)
 }
 
 /// Asks `/livez`.

@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::admin::{self, AdminArguments, CommandError};
 use super::doctor::size;
-use super::text::{count, date, duration, escaped};
-use crate::frontend::figures::grouped;
+use super::text::{count, date, escaped};
+use crate::frontend::figures::{duration, grouped, percent, rate};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -223,15 +223,6 @@ impl Status {
     }
 }
 
-/// A number per second: with a decimal where it is small.
-fn rate(per_s: f64) -> String {
-    if per_s > 0.0 && per_s < 100.0 { format!("{per_s:.1}") } else { format!("{per_s:.0}") }
-}
-
-fn percent(ratio: f64) -> String {
-    format!("{:.0} %", ratio * 100.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,13 +248,13 @@ mod tests {
 tracker    skep 0.1.0 at http://127.0.0.1:6970
 state      serving, up 1 h 1 min
 backend    uring
-responses  1234/s announces, 0.2/s scrapes, 0/s connects
-errors     1.0/s refused, 0/s dropped
+responses  1,235/s announces, 0.2/s scrapes, 0/s connects
+errors     1/s refused, 0/s dropped
 peers      1,235: 1 seeder, 1,234 leechers
 torrents   3, 2 with peers
 access     private; registered info-hashes 1, passkeys 2
 limits     sources limited: yes; 1 over the limit, 0 denied in the kernel
-load       busiest worker 25 %, announce interval 1800 s (load 10 %)
+load       busiest worker 25.0 %, announce interval 1800 s (load 10.0 %)
 memory     3 MiB resident; torrents and peers 1 KiB of 1 MiB
 snapshot   2026-11-21T23:20:09Z
 warnings   1

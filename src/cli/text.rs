@@ -20,17 +20,6 @@ pub(super) fn date(at_s: u64) -> String {
     text.unwrap_or_else(|| format!("{at_s} s since the Unix epoch"))
 }
 
-/// A duration in its two largest units: `3 d 4 h`.
-pub(super) fn duration(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match () {
-        () if days > 0 => format!("{days} d {} h", hours % 24),
-        () if hours > 0 => format!("{hours} h {} min", minutes % 60),
-        () if minutes > 0 => format!("{minutes} min {} s", seconds % 60),
-        () => format!("{seconds} s"),
-    }
-}
-
 /// A text from elsewhere, with its control characters escaped: it cannot move a terminal's cursor
 /// or begin a line. Quotes stay as they are.
 pub(super) fn escaped(text: &str) -> String {
@@ -51,8 +40,6 @@ mod tests {
         assert_eq!(found, ["0 peers", "1 peer", "2 peers", "1,234 peers"]);
         assert_eq!(date(1_795_303_209), "2026-11-21T23:20:09Z");
         assert_eq!(date(u64::MAX), "18446744073709551615 s since the Unix epoch");
-        let found = [59, 60, 3660, 90_000].map(duration);
-        assert_eq!(found, ["59 s", "1 min 0 s", "1 h 1 min", "1 d 1 h"]);
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn bad_usage_ends_with_2() {
         (&["probe", "udp://127.0.0.1"], "the port is missing; remedy: "),
         (&["probe", "--info-hash", "00ff", "udp://a:1"], "neither 40 or 64 hexadecimal digits"),
         (&["probe", "--passkey", "a/b", "udp://a:1"], "1 to 64 letters, digits"),
-        (&["health", "--admin", "6970"], "allowed: ADDRESS:PORT or http://HOST:PORT"),
+        (&["health", "--admin", "6970"], "allowed: ADDRESS:PORT, such as 127.0.0.1:6970"),
         (&["health", "--config", "/absent"], "/absent: "),
     ]);
 }

@@ -12,10 +12,11 @@ use crate::access_store::AccessManager;
 use crate::admin::api::work;
 use crate::admin::problem::ApiError;
 use crate::admin::{Admin, NOT_KEPT, Process};
+use crate::frontend::figures::rounded;
 use crate::types::Action;
 
 /// The metrics that are read besides those of the page. The process has all of them.
-pub const STATUS_METRICS: [&str; 9] = [
+pub const STATUS_METRICS: [&str; 12] = [
     "skep_accept_failed_total",
     "skep_access_reload_failures_total",
     "skep_log_lines_lost_total",
@@ -25,7 +26,16 @@ pub const STATUS_METRICS: [&str; 9] = [
     "skep_registered_torrents",
     "skep_restore_outcome",
     "skep_snapshot_errors_total",
+    "skep_tls_certificate_not_after_timestamp_seconds",
+    "skep_tls_reload_failures_total",
+    "skep_unlisted_proxy_latest_timestamp_seconds",
 ];
+
+/// How long before its end a certificate is a concern, in seconds: as in `skep check`.
+const EXPIRY_S: f64 = 14.0 * 86_400.0;
+
+/// How long a proxy that is not listed is a concern after its latest request, in seconds.
+const PROXY_S: f64 = 3600.0;
 
 /// The share of its memory from which the store counts as full: it makes room soon.
 const MEMORY_FULL: f64 = 0.95;
@@ -181,19 +191,10 @@ fn labelled(sample: &Sample, name: &str, label: (&str, &str)) -> f64 {
     sample.of(name).filter(has_label).map(|it| it.flow.total).sum()
 }
 
-/// The nearest whole number.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "casts of floats stay in range, and no metric is negative"
-)]
-fn rounded(number: f64) -> u64 {
-    number.round() as u64
-}
-
 /// Everything that is wrong, the worst first.
 fn warnings(sample: &Sample) -> Vec<Warning> {
-    [of_sources(sample), of_load(sample), of_state(sample)].into_iter().flatten().collect()
+    let all = [of_sources(sample), of_load(sample), of_certificate(sample), of_state(sample)];
+    all.into_iter().flatten().collect()
 }
 
 /// Adds a warning if there is reason for one.
@@ -221,6 +222,12 @@ fn of_sources(sample: &Sample) -> Vec<Warning> {
     warn(&mut found, one > 0.0, "one_address", message, remedy);
     let message = || format!("{unroutable:.0} % of the announces come from private addresses");
     warn(&mut found, unroutable > 0.0, "unroutable_addresses", message, remedy);
+    let name = "skep_unlisted_proxy_latest_timestamp_seconds";
+    let latest_s = labelled(sample, name, ("source", "private"));
+    let is_recent = latest_s > 0.0 && sample.at_s - latest_s < PROXY_S;
+    let message = || "a reverse proxy that is not listed names clients in vain".to_owned();
+    let remedy = "add it to http.trusted_proxies; the log has its address";
+    warn(&mut found, is_recent, "unlisted_proxy", message, remedy);
     found
 }
 
@@ -253,6 +260,20 @@ fn of_load(sample: &Sample) -> Vec<Warning> {
     found
 }
 
+/// Of the TLS certificate.
+fn of_certificate(sample: &Sample) -> Vec<Warning> {
+    let mut found = Vec::new();
+    let end_s = value(sample, "skep_tls_certificate_not_after_timestamp_seconds");
+    let left_s = end_s - sample.at_s;
+    let message = || match left_s > 0.0 {
+        true => format!("the TLS certificate expires in {:.0} hours", (left_s / 3600.0).floor()),
+        false => "the TLS certificate has expired".to_owned(),
+    };
+    let remedy = "renew it; skep loads the new one by itself if it may read the files";
+    warn(&mut found, end_s > 0.0 && left_s < EXPIRY_S, "certificate", message, remedy);
+    found
+}
+
 /// Of what failed since the start.
 fn of_state(sample: &Sample) -> Vec<Warning> {
     let mut found = Vec::new();
@@ -267,6 +288,12 @@ fn of_state(sample: &Sample) -> Vec<Warning> {
     warn(&mut found, lost, "snapshot_lost", message, log);
     for (id, name, what, remedy) in [
         ("snapshot_errors", "skep_snapshot_errors_total", "failed snapshot", log),
+        (
+            "certificate_reload_failures",
+            "skep_tls_reload_failures_total",
+            "failed certificate reload",
+            log,
+        ),
         (
             "access_reload_failures",
             "skep_access_reload_failures_total",
@@ -295,13 +322,15 @@ mod tests {
         MetricFlow { name, labels: vec![(label.0, label.1.into())], flow }
     }
 
+    const NOW_S: f64 = 1.8e9;
+
     fn ids(flows: Vec<MetricFlow>) -> Vec<&'static str> {
-        let sample = Sample { flows, ..Sample::default() };
+        let sample = Sample { flows, at_s: NOW_S, ..Sample::default() };
         warnings(&sample).iter().map(|it| it.id).collect()
     }
 
     #[test]
-    fn every_warning_has_its_cause_and_none_comes_without() {
+    fn every_warning_has_its_cause() {
         let total = |total| Flow { total, per_s: 0.0 };
         let none = ("", "");
         for (flows, id) in [
@@ -336,9 +365,35 @@ mod tests {
                 "access_reload_failures",
             ),
             (vec![flow("skep_log_lines_lost_total", none, total(1.0))], "log_lines_lost"),
+            (
+                vec![flow("skep_tls_reload_failures_total", none, total(1.0))],
+                "certificate_reload_failures",
+            ),
+            (
+                vec![flow(
+                    "skep_unlisted_proxy_latest_timestamp_seconds",
+                    ("source", "private"),
+                    total(NOW_S - PROXY_S + 1.0),
+                )],
+                "unlisted_proxy",
+            ),
+            (
+                vec![flow(
+                    "skep_tls_certificate_not_after_timestamp_seconds",
+                    none,
+                    total(NOW_S + EXPIRY_S - 1.0),
+                )],
+                "certificate",
+            ),
         ] {
             assert_eq!(ids(flows), [id]);
         }
+    }
+
+    #[test]
+    fn nothing_comes_without_its_cause() {
+        let total = |total| Flow { total, per_s: 0.0 };
+        let none = ("", "");
         assert!(ids(Vec::new()).is_empty());
         let past = flow("skep_udp_socket_drops_total", none, total(9.0));
         let denied = flow("skep_kernel_denied_sources", none, total(1.0));
@@ -346,5 +401,11 @@ mod tests {
             flow("skep_udp_socket_drops_total", none, Flow { total: 9.0, per_s: 1.0 });
         assert!(ids(vec![past, flow("skep_load_ratio", none, total(0.5))]).is_empty());
         assert!(ids(vec![denied, denied_drops]).is_empty(), "they are dropped on purpose");
+        let at = |name, label, at_s| ids(vec![flow(name, label, total(at_s))]);
+        let proxy = "skep_unlisted_proxy_latest_timestamp_seconds";
+        assert!(at(proxy, ("source", "public"), NOW_S).is_empty(), "a client's own proxy");
+        assert!(at(proxy, ("source", "private"), NOW_S - PROXY_S).is_empty(), "long ago");
+        let end = "skep_tls_certificate_not_after_timestamp_seconds";
+        assert!(at(end, none, NOW_S + EXPIRY_S).is_empty());
     }
 }

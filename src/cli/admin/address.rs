@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use crate::cli::admin_client::reachable;
 use crate::client::url::{Scheme, Url};
 
 /// The place of an admin listener.
@@ -48,8 +49,18 @@ impl FromStr for AdminAddress {
             return Err(AdminAddressError::Path(url.authority()));
         }
         let has_port = text.trim_end_matches('/').ends_with(&format!(":{}", url.port));
+        let is_port = text.bytes().all(|byte| byte.is_ascii_digit());
+        if is_port {
+            return Err(AdminAddressError::Form);
+        }
         if !has_scheme && !has_port {
             return Err(AdminAddressError::NoPort(text.trim_end_matches('/').to_owned()));
+        }
+        // A wildcard address is where the listener listens, not where it is reached.
+        if let Ok(ip) = url.host.parse::<IpAddr>()
+            && ip.is_unspecified()
+        {
+            return Ok(Self { has_tls, ..reachable(SocketAddr::new(ip, url.port)).into() });
         }
         Ok(Self { has_tls, authority: url.authority(), host: url.host })
     }
@@ -99,6 +110,8 @@ mod tests {
         let proxied = parse("https://tracker.example.org").unwrap();
         assert_eq!(proxied.to_string(), "https://tracker.example.org:443");
         assert_eq!(parse("tracker:6970").unwrap().authority, "tracker:6970");
+        let wildcards = ["0.0.0.0:1", "[::]:1"].map(|it| parse(it).unwrap().authority);
+        assert_eq!(wildcards, ["127.0.0.1:1", "[::1]:1"]);
     }
 
     #[test]
@@ -110,7 +123,9 @@ mod tests {
             parse("http://127.0.0.1:6970/stats"),
             Err(AdminAddressError::Path("127.0.0.1:6970".into()))
         );
-        for bad in ["udp://127.0.0.1:6970", "ws://a:1", "ftp://a:1", "", "a b:1", "::1:6970"] {
+        for bad in
+            ["udp://127.0.0.1:6970", "ws://a:1", "ftp://a:1", "", "6970", "a b:1", "::1:6970"]
+        {
             assert_eq!(parse(bad), Err(AdminAddressError::Form), "{bad}");
         }
     }
@@ -120,7 +135,7 @@ mod tests {
         for here in ["localhost", "127.0.0.1", "127.9.8.7", "[::1]", "[::ffff:127.0.0.1]"] {
             assert!(parse(&format!("{here}:6970")).unwrap().is_this_host(), "{here}");
         }
-        for elsewhere in ["10.0.0.1", "0.0.0.0", "[::]", "[2001:db8::1]", "localhost.example"] {
+        for elsewhere in ["10.0.0.1", "[2001:db8::1]", "localhost.example"] {
             assert!(!parse(&format!("{elsewhere}:6970")).unwrap().is_this_host(), "{elsewhere}");
         }
     }

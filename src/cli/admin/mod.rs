@@ -18,7 +18,7 @@ use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_wit
 use crate::client::tls::{self, TlsConfigError, Trust};
 use crate::config::{Config, SettingsSource};
 use crate::server;
-pub(super) use address::AdminAddress;
+pub(super) use address::{AdminAddress, AdminAddressError};
 
 /// The wait between two tries.
 const PAUSE: Duration = Duration::from_secs(2);

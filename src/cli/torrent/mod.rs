@@ -3,7 +3,6 @@
 mod add;
 mod browse;
 
-use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,9 +10,8 @@ use std::str::FromStr;
 
 use clap::Subcommand;
 
-use super::admin;
+use super::{admin, info_hash};
 use crate::access::lists::{ListKind, ListValue, parse_value};
-use crate::client::metainfo::Metainfo;
 use crate::sys::regular_file;
 use crate::types::InfoHash;
 
@@ -57,18 +55,10 @@ impl FromStr for NamedTorrent {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some((ListValue::Torrent(info_hash), _)) = parse_value(ListKind::Torrents, text) {
-            return Ok(Self { text: text.to_owned(), info_hash });
-        }
-        let allowed = "allowed: 40 or 64 hexadecimal digits, a magnet link, or a .torrent file";
-        let path = Path::new(text);
-        if fs::symlink_metadata(path).is_err() {
-            return Err(format!("not an info-hash, and there is no such file; {allowed}"));
-        }
-        let bytes = read(path).map_err(|error| error.to_string())?;
-        let torrent = Metainfo::parse(&bytes);
-        let torrent = torrent.map_err(|error| format!("the file is not a torrent: {error}"))?;
-        let info_hash = torrent.info_hash().ok_or(allowed)?;
+        let info_hash = match parse_value(ListKind::Torrents, text) {
+            Some((ListValue::Torrent(info_hash), _)) => info_hash,
+            _ => info_hash::of_argument(text)?,
+        };
         Ok(Self { text: text.to_owned(), info_hash })
     }
 }
@@ -88,6 +78,7 @@ fn read(path: &Path) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_torrent_is_named_by_hash_link_or_file() {
@@ -96,7 +87,7 @@ mod tests {
         assert_eq!(hash(&v1), Ok(InfoHash([10; 20])));
         assert_eq!(hash(&v2), Ok(InfoHash([11; 20])));
         assert_eq!(hash(&format!("magnet:?xt=urn:btih:{v1}")), Ok(InfoHash([10; 20])));
-        assert!(hash("12").unwrap_err().contains("no such file; allowed: 40 or 64"));
+        assert!(hash("12").unwrap_err().contains("40 or 64"));
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.torrent");
         fs::write(&file, "").unwrap();
