@@ -88,7 +88,7 @@ fn prepare(
     log_start(&source, take_over);
     let manager = ServiceManager::of_process();
     settle_process()?;
-    report.findings.iter().for_each(|it| tracing::warn!("{it}"));
+    report.findings.iter().for_each(|it| tracing::warn!(target: log::OPERATOR, "{it}"));
     let user = confine::user_of(&config)?;
     confine::create_state_directory(user.as_ref(), options::state_home(&config).as_deref().ok());
     let keys = options::keys_as(user.as_ref(), &config)?;
