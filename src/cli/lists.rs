@@ -176,6 +176,9 @@ fn path(name: ListName) -> String {
 fn check(kind: ListKind, values: &[String]) -> Result<(), CommandError> {
     match values.iter().find(|it| parse_value(kind, it).is_none()) {
         None => Ok(()),
+        Some(value) if kind == ListKind::Networks => {
+            Err(CommandError::Usage(kind.expected_instead_of(value)))
+        }
         Some(value) => Err(CommandError::Usage(format!("{value:?} must be {}", kind.allowed()))),
     }
 }

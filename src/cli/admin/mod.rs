@@ -5,6 +5,7 @@ mod address;
 
 use std::fs;
 use std::io;
+use std::net::ToSocketAddrs as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_wit
 use crate::client::tls::{self, TlsConfigError, Trust};
 use crate::config::{Config, SettingsSource};
 use crate::server;
+use crate::sys::holder::listening_users;
 pub(super) use address::{AdminAddress, AdminAddressError};
 
 /// The wait between two tries.
@@ -101,6 +103,18 @@ pub(super) enum AdminError {
     /// The response is not that of an admin listener.
     #[error("the program at {0} is not skep, or an older version; remedy: see --admin")]
     NotSkep(String),
+    /// Another user's program listens where skep is expected.
+    #[error(
+        "the program at {at} belongs to user {user}, who is neither root nor the owner of the \
+         token that was found, so the token is not sent; remedy: start skep, name its admin \
+         listener with --admin, or if that program is trusted, the token with --token-file"
+    )]
+    OtherUser {
+        /// The listener.
+        at: String,
+        /// The user's id.
+        user: u32,
+    },
     /// No token was found, and one is needed.
     #[error(
         "token missing: it is that of the setting admin.token, or where that is empty, of the file \
@@ -143,10 +157,26 @@ pub(super) struct AdminClient {
     address: AdminAddress,
     server: Server,
     /// The first token is sent; a refused token is removed while there is another.
-    tokens: Vec<String>,
+    tokens: Vec<Token>,
     retries: u32,
     /// The wait between two tries.
     pause: Duration,
+}
+
+/// A token, and how it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Token {
+    text: String,
+    /// The owner of the file in which it was found unasked. It is sent to programs of this user and
+    /// of root alone: while skep is not running, every user of this host may listen on its port.
+    owner: Option<u32>,
+}
+
+impl Token {
+    /// A token that was named.
+    fn named(text: impl Into<String>) -> Self {
+        Self { text: text.into(), owner: None }
+    }
 }
 
 /// The result of one try.
@@ -170,8 +200,8 @@ impl AdminArguments {
         let listen = config.as_ref().map_or(default, |it| it.admin.listen);
         let address = self.admin.clone().unwrap_or_else(|| reachable(listen).into());
         let mut tokens = self.tokens(&address, config.as_ref())?;
-        tokens.retain(|it| !it.is_empty());
-        if tokens.iter().any(|it| it.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
+        tokens.retain(|it| !it.text.is_empty());
+        if tokens.iter().any(|it| it.text.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
             return Err(AdminArgumentError::Token);
         }
         let mut server = Server { authority: address.authority.clone(), tls: None };
@@ -187,19 +217,19 @@ impl AdminArguments {
         &self,
         address: &AdminAddress,
         config: Option<&Config>,
-    ) -> Result<Vec<String>, AdminArgumentError> {
+    ) -> Result<Vec<Token>, AdminArgumentError> {
         if let Some(token) = &self.token {
-            return Ok(vec![token.clone()]);
+            return Ok(vec![Token::named(token)]);
         }
         if let Some(path) = &self.token_file {
             let text = fs::read_to_string(path)
                 .map_err(|error| AdminArgumentError::TokenFile(path.clone(), error))?;
             let first = text.lines().next().map(str::trim).filter(|it| !it.is_empty());
             let first = first.ok_or_else(|| AdminArgumentError::EmptyTokenFile(path.clone()))?;
-            return Ok(vec![first.to_owned()]);
+            return Ok(vec![Token::named(first)]);
         }
         let set = std::env::var("SKEP__ADMIN__TOKEN").ok().filter(|it| !it.is_empty());
-        Ok(set.map_or_else(|| kept_tokens(address, config), |it| vec![it]))
+        Ok(set.map_or_else(|| kept_tokens(address, config), |it| vec![Token::named(it)]))
     }
 }
 
@@ -210,9 +240,10 @@ fn config_of_environment() -> Option<Config> {
 }
 
 /// The tokens that trackers on this host generated. They are never sent to another host.
-fn kept_tokens(address: &AdminAddress, config: Option<&Config>) -> Vec<String> {
+fn kept_tokens(address: &AdminAddress, config: Option<&Config>) -> Vec<Token> {
     let config = config.filter(|_| address.is_this_host());
-    config.map(server::kept_tokens).unwrap_or_default()
+    let found = config.map(server::kept_tokens).unwrap_or_default();
+    found.into_iter().map(|(text, owner)| Token { text, owner: Some(owner) }).collect()
 }
 
 impl AdminClient {
@@ -281,6 +312,13 @@ impl AdminClient {
         }
     }
 
+    /// A user who listens at the address, if neither the owner of a token nor root.
+    fn other_user(&self, owner: u32) -> Option<u32> {
+        let addresses = self.address.authority.to_socket_addrs().ok()?;
+        let mut users = addresses.flat_map(listening_users);
+        users.find(|user| *user != owner && *user != 0)
+    }
+
     fn one_try(
         &self,
         method: &Method,
@@ -292,10 +330,13 @@ impl AdminClient {
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        if let Some(token) = self.tokens.first() {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-        }
         let at = || self.address.to_string();
+        if let Some(Token { text, owner }) = self.tokens.first() {
+            if let Some(user) = owner.and_then(|owner| self.other_user(owner)) {
+                return Err(TryError::Final(AdminError::OtherUser { at: at(), user }));
+            }
+            request = request.header(AUTHORIZATION, format!("Bearer {text}"));
+        }
         let response = exchange_with(&self.server, request, body.to_vec(), LIMITS);
         let response = response.map_err(|error| match error.error {
             AdminRequestError::NotHttp => TryError::Final(AdminError::NotSkep(at())),
@@ -400,7 +441,7 @@ mod tests {
     fn client(listener: &TcpListener, tokens: &[&str], retries: u32) -> AdminClient {
         let address: AdminAddress = listener.local_addr().unwrap().into();
         let server = Server { authority: address.authority.clone(), tls: None };
-        let tokens = tokens.iter().map(|it| (*it).to_owned()).collect();
+        let tokens = tokens.iter().map(|it| Token::named(*it)).collect();
         AdminClient { address, server, tokens, retries, pause: Duration::ZERO }
     }
 
@@ -421,6 +462,17 @@ mod tests {
         assert_eq!((created(&mut fitting), created(&mut fitting)), (Ok(true), Ok(true)));
         assert_eq!(created(&mut none), Err(AdminError::WrongToken));
         assert_eq!(thread.join().unwrap(), ["old", "new", "new", "old", "older"]);
+    }
+
+    #[test]
+    fn a_token_that_was_found_is_not_sent_to_another_user() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let user = rustix::process::getuid().as_raw();
+        let client = client(&listener, &[], 0);
+        assert_eq!(client.other_user(user), None);
+        // Root may be trusted; tests also run as root.
+        let other = (user != 0).then_some(user);
+        assert_eq!(client.other_user(user.wrapping_add(1)), other);
     }
 
     #[test]
