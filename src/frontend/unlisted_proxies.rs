@@ -84,11 +84,11 @@ pub struct UnlistedProxy {
 
 /// What all workers have seen of proxies that are not listed.
 #[derive(Debug, Default)]
-pub struct UnlistedProxies([Seen; ProxySource::COUNT]);
+pub struct UnlistedProxies([SourceCounts; ProxySource::COUNT]);
 
 /// What was seen of one kind of source.
 #[derive(Debug, Default)]
-struct Seen {
+struct SourceCounts {
     requests: AtomicU64,
     /// The time of the latest request, in seconds since the Unix epoch; 0: none.
     latest_s: AtomicU64,
@@ -140,7 +140,7 @@ impl UnlistedProxies {
         }
     }
 
-    fn of(&self, source: ProxySource) -> &Seen {
+    fn of(&self, source: ProxySource) -> &SourceCounts {
         &self.0[source as usize]
     }
 }

@@ -307,10 +307,10 @@ fn asking(file: &str) -> Vec<Vec<&str>> {
         "allow clients list",
     ];
     let hash = "0123456789012345678901234567890123456789";
-    let word = |it: &'static str| match it {
+    let word = |word: &'static str| match word {
         "HASH" => hash,
         "FILE" => file,
-        _ => it,
+        _ => word,
     };
     all.map(|it| it.split(' ').map(word).collect()).to_vec()
 }

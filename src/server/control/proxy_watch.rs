@@ -31,14 +31,14 @@ pub(super) struct ProxyWatch {
     warned: [Option<Now>; ProxySource::ALL.len()],
     /// The proxies that were listed at the last look.
     listed: Vec<IpNet>,
-    window: Option<Window>,
+    window: Option<ShareWindow>,
     /// Whether most requests over HTTP of the last window were forwarded from public addresses.
     is_mostly_public: bool,
 }
 
 /// Counts at the start of a window.
 #[derive(Clone, Copy, Debug)]
-struct Window {
+struct ShareWindow {
     begun: Now,
     forwarded: u64,
     requests: u64,
@@ -109,7 +109,7 @@ impl ProxyWatch {
 
     /// Computes the share of forwarded requests at the end of a window.
     fn measure(&mut self, now: Now, forwarded: u64, requests: u64) {
-        let next = Window { begun: now, forwarded, requests };
+        let next = ShareWindow { begun: now, forwarded, requests };
         let window = *self.window.get_or_insert(next);
         let came = requests.saturating_sub(window.requests);
         if now >= window.begun.plus_s(WINDOW_S) && came >= WINDOW_REQUESTS_MIN {
