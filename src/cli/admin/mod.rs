@@ -2,6 +2,7 @@
 //! and its token, requests with tries, and errors with remedies.
 
 mod address;
+mod output;
 
 use std::fs;
 use std::io;
@@ -21,6 +22,7 @@ use crate::config::{Config, SettingsSource};
 use crate::server;
 use crate::sys::holder::listening_users;
 pub(super) use address::{AdminAddress, AdminAddressError};
+pub(super) use output::ChangeOutput;
 
 /// The wait between two tries.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -386,8 +388,15 @@ pub(super) enum CommandError {
     Arguments(#[from] AdminArgumentError),
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// A list, or what else changes nothing, is not printed.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
+    /// Changes are not printed.
+    #[error(
+        "cannot write to standard output: {0}; the changes were made all the same, except those \
+         that the tracker refused"
+    )]
+    Unprinted(io::Error),
     #[error("{0}")]
     Failed(String),
     #[error("{0}")]
@@ -398,7 +407,7 @@ pub(super) enum CommandError {
 pub(super) fn conclude(result: Result<ExitCode, CommandError>) -> ExitCode {
     match result {
         Ok(code) => code,
-        // A closed pipe is not an error: `head`, for instance, stops early.
+        // A closed pipe is not an error of a list: `head`, for instance, stops early.
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
