@@ -292,6 +292,6 @@ mod tests {
         assert!(check(ListKind::Networks, &values(&["10.0.0.0/8", "::1"])).is_ok());
         let error = check(ListKind::Networks, &values(&["10.0.0.0/8", "10.0.0.0/33"]));
         let error = error.unwrap_err().to_string();
-        assert!(error.starts_with("\"10.0.0.0/33\" must be a network"), "{error}");
+        assert!(error.starts_with("\"10.0.0.0/33\" is not a network"), "{error}");
     }
 }

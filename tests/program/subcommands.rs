@@ -494,7 +494,7 @@ fn bad_arguments_end_with_2_and_name_what_is_allowed() {
         (&["torrent", "show", "12"], "40 or 64 hexadecimal digits"),
         (&["torrent", "remove", &"g".repeat(40)], "40 or 64 hexadecimal digits"),
         (&["torrent", "list", "--sort", "size"], "peers, seeders, completed"),
-        (&["deny", "networks", "add", "10.0.0.0/33"], "\"10.0.0.0/33\" must be a network"),
+        (&["deny", "networks", "add", "10.0.0.0/33"], "\"10.0.0.0/33\" is not a network"),
         (&["deny", "ports", "remove", "0x19"], "\"0x19\" must be a port"),
         (&["allow", "ports", "list"], "ports"),
         (&["passkey", "add"], "NAME"),
