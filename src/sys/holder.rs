@@ -233,9 +233,9 @@ mod tests {
         let exact = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = exact.local_addr().unwrap();
         assert_eq!(listening_users(address), [user]);
-        assert_eq!(listening_users(SocketAddr::from(([127, 0, 0, 2], address.port()))), []);
+        assert_eq!(listening_users(SocketAddr::from(([127, 0, 0, 2], address.port()))), [0; 0]);
         drop(exact);
-        assert_eq!(listening_users(address), []);
+        assert_eq!(listening_users(address), [0; 0]);
     }
 
     #[test]

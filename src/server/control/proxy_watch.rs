@@ -64,7 +64,8 @@ impl ProxyWatch {
             match source {
                 ProxySource::Private => warn!(
                     target: OPERATOR,
-                    %address, header, remedy,
+                    %address, header,
+                    remedy = format!("if a reverse proxy of yours runs there, {remedy}; {NOT_A_PROXY}"),
                     "reverse proxy not listed, all its clients have its address"
                 ),
                 ProxySource::Public => warn!(
@@ -117,6 +118,11 @@ impl ProxyWatch {
         }
     }
 }
+
+/// An address that is rewritten, by Docker's bridge or a node of Kubernetes for instance, is not
+/// that of a proxy: behind it strangers send such headers, and would be believed.
+const NOT_A_PROXY: &str = "if it is a bridge, a node or a NAT that hides its clients, do not list \
+                           it, but let their addresses through (see SkepSourcesHidden)";
 
 /// The setting that lists one more address.
 fn remedy(address: IpAddr, listed: &[IpNet]) -> String {
