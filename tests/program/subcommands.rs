@@ -450,6 +450,36 @@ fn every_subcommand_stops_at_once_where_no_tracker_responds() {
     assert_eq!(stderr.matches("cannot reach").count(), 1, "{stderr}");
 }
 
+#[test]
+fn a_wrong_variable_ends_a_subcommand_that_needs_the_environment() {
+    let skep = start(&[("SKEP__ADMIN__TOKEN", "open sesame, please")]);
+    let admin = skep.admin.to_string();
+    let ask = |words: &[&str], wrong: &[(&str, &str)]| {
+        let mut command = command();
+        command.args(words).env("SKEP__ADMIN__LISTEN", &admin);
+        command.env("SKEP__ADMIN__TOKEN", "open sesame, please").envs(wrong.iter().copied());
+        outcome(&command.output().unwrap())
+    };
+    assert_eq!(ask(&["status"], &[]).0, Some(0));
+    let wrong = [("SKEP__TRACKER__INTERVAL_S", "soon"), ("SKEP__ADMIN__LISTN", "x")];
+    for words in [&["status"][..], &["deny", "ports", "add", "25"], &["health"]] {
+        let (code, stdout, stderr) = ask(words, &wrong);
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{words:?} {stderr}");
+        for (name, _) in wrong {
+            let is_named = stderr.lines().any(|it| it.contains(name) && it.starts_with("skep: "));
+            assert!(is_named, "{words:?}: {name} is not in {stderr}");
+        }
+    }
+    let named = ["status", "--admin", &admin];
+    let with_token = [&named[..], &["--token", "open sesame, please"]].concat();
+    for words in [&named[..], &with_token, &["health", "--admin", &admin]] {
+        let (code, _, stderr) = ask(words, &wrong);
+        assert_eq!(code, Some(0), "the environment is not needed: {words:?} {stderr}");
+    }
+    let (code, _, stderr) = ask(&named, &[wrong[0], ("SKEP__ADMIN__TOKEN", "")]);
+    assert_eq!(code, Some(2), "the state directory with the token is unknown: {stderr}");
+}
+
 /// Responds to each connection with the next of these responses.
 fn respond(listener: TcpListener, responses: &'static [&'static str]) {
     for response in responses {
