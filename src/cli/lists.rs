@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::admin::{self, AdminArguments, AdminClient, CommandError};
+use super::admin::{self, AdminArguments, AdminClient, ChangeOutput, CommandError};
 use super::table::{Cell, Table};
 use super::text::{count, escaped};
 use crate::access::lists::{ListKind, ListName, parse_value};
@@ -201,8 +201,9 @@ fn add(name: ListName, options: &AddOptions) -> Result<ExitCode, CommandError> {
         let entries = count(entries, "value");
         format!("{}: {added} added, {entries} in the list", name.label())
     };
-    writeln!(io::stdout().lock(), "{line}")?;
-    Ok(ExitCode::SUCCESS)
+    let mut output = ChangeOutput::default();
+    output.print(&(line + "\n"));
+    output.end(Ok(ExitCode::SUCCESS))
 }
 
 /// Changes a list.
@@ -213,6 +214,16 @@ fn edit(client: &mut AdminClient, name: ListName, body: &Value) -> Result<Value,
 /// Removes values.
 fn remove(name: ListName, options: &RemoveOptions) -> Result<ExitCode, CommandError> {
     check(name.kind(), &options.values)?;
+    let mut output = ChangeOutput::default();
+    let removed = remove_all(name, options, &mut output);
+    output.end(removed)
+}
+
+fn remove_all(
+    name: ListName,
+    options: &RemoveOptions,
+    output: &mut ChangeOutput,
+) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let mut are_removed = true;
     for value in &options.values {
@@ -227,7 +238,7 @@ fn remove(name: ListName, options: &RemoveOptions) -> Result<ExitCode, CommandEr
             (false, true) => format!("removed {}", escaped(value)),
             (false, false) => format!("failed  {}: not in {}", escaped(value), name.label()),
         };
-        writeln!(io::stdout().lock(), "{line}")?;
+        output.print(&(line + "\n"));
     }
     Ok(ExitCode::from(u8::from(!are_removed)))
 }

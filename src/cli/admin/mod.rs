@@ -2,6 +2,7 @@
 //! and its token, requests with tries, and errors with remedies.
 
 mod address;
+mod output;
 
 use std::fs;
 use std::io;
@@ -17,10 +18,11 @@ use serde_json::Value;
 
 use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_with, reachable};
 use crate::client::tls::{self, TlsConfigError, Trust};
-use crate::config::{Config, SettingsSource};
+use crate::config::{Config, ConfigError, SettingsSource};
 use crate::server;
 use crate::sys::holder::listening_users;
 pub(super) use address::{AdminAddress, AdminAddressError};
+pub(super) use output::ChangeOutput;
 
 /// The wait between two tries.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -75,6 +77,12 @@ pub(super) enum AdminArgumentError {
     EmptyTokenFile(PathBuf),
     #[error("the token has characters that a header cannot carry")]
     Token,
+    /// The environment may name the listener, the token, and where tokens are kept.
+    #[error(
+        "the settings of the environment are invalid; remedy: correct them, or name the listener \
+         with --admin and the token with --token-file\n{0}"
+    )]
+    Environment(#[from] ConfigError),
     #[error(transparent)]
     Tls(#[from] TlsConfigError),
 }
@@ -193,13 +201,19 @@ impl AdminArguments {
     /// The client of the tracker that the flags name.
     ///
     /// # Errors
-    /// [`AdminArgumentError`] for a token or certificates that cannot be used.
+    /// [`AdminArgumentError`] for a token, certificates or an environment that cannot be used.
     pub(super) fn client(&self) -> Result<AdminClient, AdminArgumentError> {
-        let config = config_of_environment();
-        let default = Config::default().admin.listen;
-        let listen = config.as_ref().map_or(default, |it| it.admin.listen);
-        let address = self.admin.clone().unwrap_or_else(|| reachable(listen).into());
-        let mut tokens = self.tokens(&address, config.as_ref())?;
+        let named = self.named_token()?;
+        let (address, mut tokens) = match (self.admin.clone(), named) {
+            (Some(address), Some(token)) => (address, vec![token]),
+            (address, token) => {
+                let config = config_of_environment()?;
+                let address = address.unwrap_or_else(|| reachable(config.admin.listen).into());
+                let kept = || kept_tokens(&address, &config);
+                let tokens = token.map_or_else(kept, |token| vec![token]);
+                (address, tokens)
+            }
+        };
         tokens.retain(|it| !it.text.is_empty());
         if tokens.iter().any(|it| it.text.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
             return Err(AdminArgumentError::Token);
@@ -212,36 +226,33 @@ impl AdminArguments {
         Ok(AdminClient { address, server, tokens, retries: self.retries, pause: PAUSE })
     }
 
-    /// The tokens to try, in this order.
-    fn tokens(
-        &self,
-        address: &AdminAddress,
-        config: Option<&Config>,
-    ) -> Result<Vec<Token>, AdminArgumentError> {
+    /// The token of the flags, or of the environment.
+    fn named_token(&self) -> Result<Option<Token>, AdminArgumentError> {
         if let Some(token) = &self.token {
-            return Ok(vec![Token::named(token)]);
+            return Ok(Some(Token::named(token)));
         }
         if let Some(path) = &self.token_file {
             let text = fs::read_to_string(path)
                 .map_err(|error| AdminArgumentError::TokenFile(path.clone(), error))?;
             let first = text.lines().next().map(str::trim).filter(|it| !it.is_empty());
             let first = first.ok_or_else(|| AdminArgumentError::EmptyTokenFile(path.clone()))?;
-            return Ok(vec![Token::named(first)]);
+            return Ok(Some(Token::named(first)));
         }
         let set = std::env::var("SKEP__ADMIN__TOKEN").ok().filter(|it| !it.is_empty());
-        Ok(set.map_or_else(|| kept_tokens(address, config), |it| vec![Token::named(it)]))
+        Ok(set.map(Token::named))
     }
 }
 
-/// The settings of the environment, if they are valid.
-fn config_of_environment() -> Option<Config> {
-    let environment = super::environment().ok()?;
-    SettingsSource { environment, ..SettingsSource::default() }.load().ok()
+/// The settings of the environment. If one is wrong, no default takes its place: the default
+/// listener may be another program, which would be sent the token.
+fn config_of_environment() -> Result<Config, ConfigError> {
+    let environment = super::environment()?;
+    SettingsSource { environment, ..SettingsSource::default() }.load()
 }
 
 /// The tokens that trackers on this host generated. They are never sent to another host.
-fn kept_tokens(address: &AdminAddress, config: Option<&Config>) -> Vec<Token> {
-    let config = config.filter(|_| address.is_this_host());
+fn kept_tokens(address: &AdminAddress, config: &Config) -> Vec<Token> {
+    let config = Some(config).filter(|_| address.is_this_host());
     let found = config.map(server::kept_tokens).unwrap_or_default();
     found.into_iter().map(|(text, owner)| Token { text, owner: Some(owner) }).collect()
 }
@@ -386,8 +397,15 @@ pub(super) enum CommandError {
     Arguments(#[from] AdminArgumentError),
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// A list, or what else changes nothing, is not printed.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
+    /// Changes are not printed.
+    #[error(
+        "cannot write to standard output: {0}; the changes were made all the same, except those \
+         that the tracker refused"
+    )]
+    Unprinted(io::Error),
     #[error("{0}")]
     Failed(String),
     #[error("{0}")]
@@ -398,12 +416,17 @@ pub(super) enum CommandError {
 pub(super) fn conclude(result: Result<ExitCode, CommandError>) -> ExitCode {
     match result {
         Ok(code) => code,
-        // A closed pipe is not an error: `head`, for instance, stops early.
+        // A closed pipe is not an error of a list: `head`, for instance, stops early.
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            super::complain(&super::text::escaped(&error.to_string()));
+            let lines = error.to_string();
+            super::complain(&match error {
+                // Lines without control characters, one for each fault.
+                CommandError::Arguments(AdminArgumentError::Environment(_)) => lines,
+                _ => super::text::escaped(&lines),
+            });
             match error {
                 CommandError::Arguments(_) | CommandError::Usage(_) => ExitCode::from(2),
                 _ => ExitCode::FAILURE,
