@@ -1,9 +1,11 @@
 //! The pods of `deploy/kubernetes` as containers: podman tries what the manifests state. It reads
 //! the YAML that a kubelet reads, with an image made of the program under test.
 //!
-//! This is not a cluster. `docs/kubernetes.md` lists what it cannot show.
+//! This is not a cluster. `docs/kubernetes.md` lists what it cannot show, and what is needed: a host
+//! on which no container runs, itself a container perhaps, is the one that may skip these tests.
 
 use std::fs;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use tempfile::TempDir;
 use crate::support::{
     Client, Metrics, eventually, has_io_uring, http_ask, http_get, leecher, seeder,
 };
-use crate::tools::{agrees, documents, have, have_yaml, program, rendered, said, text};
+use crate::tools::{agrees, documents, have, have_yaml, lacks, program, rendered, said, text};
 
 /// The user that the manifests name.
 const USER: u32 = 65532;
@@ -239,17 +241,21 @@ fn found<'a>(all: &'a [Value], kind: &str, name: &str) -> &'a Value {
     all.iter().find(is_found).unwrap()
 }
 
-/// podman, where it can run a container; else why not is printed.
+/// podman, where it can run a container; else why not is printed. Only that is a property of the
+/// host which nothing installs, so only that does not fail where everything is asked for.
 fn podman() -> Option<Podman> {
     if !have(&["kubectl", "podman", "runc", "busybox", "curl", "nsenter"]) || !have_yaml() {
         return None;
     }
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        println!("skipped: podman as root, to give a folder to another user");
+        lacks("root, which gives a folder to another user,");
         return None;
     }
     let prepared = Podman::prepare();
-    prepared.inspect_err(|it| println!("skipped: podman cannot run a container here: {it}")).ok()
+    let skipped = "skipped: podman cannot run a container on this host, so no pod is tried";
+    // What the macros print is hidden where a test passes; this is not.
+    let warn = |why: &String| writeln!(io::stderr(), "\n{skipped}: {why}").unwrap();
+    prepared.inspect_err(warn).ok()
 }
 
 #[test]
