@@ -3,6 +3,7 @@
 //! legible.
 
 use std::error::Error;
+use std::fs;
 use std::path::Path;
 
 use plotters::chart::{ChartContext, SeriesLabelPosition};
@@ -21,7 +22,7 @@ use crate::tally::{Interval, Tally};
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (1000, 640);
 
-/// The statistics page's colours (`src/admin/live/page.html`).
+/// The statistics page's colours (`src/frontend/palette.css`).
 const PAGE: RGBColor = RGBColor(0xfa, 0xf8, 0xf3);
 const TEXT: RGBColor = RGBColor(0x25, 0x21, 0x1a);
 const SOFT: RGBColor = RGBColor(0x65, 0x5d, 0x4e);
@@ -49,11 +50,17 @@ struct Line {
 /// # Errors
 /// One sentence with the cause, e.g. a folder that does not exist.
 pub(crate) fn plot(file: &Path, head: [&str; 2], tally: &Tally) -> Result<(), String> {
-    draw(file, head, tally).map_err(|error| format!("cannot plot {}: {error}", file.display()))
+    let mut svg = String::new();
+    draw(&mut svg, head, tally).map_err(|error| format!("cannot draw the plot: {error}"))?;
+    fs::write(file, svg).map_err(|error| format!("cannot write {}: {error}", file.display()))
 }
 
-fn draw(file: &Path, [title, subtitle]: [&str; 2], tally: &Tally) -> Result<(), Box<dyn Error>> {
-    let area = SVGBackend::new(file, SIZE).into_drawing_area();
+fn draw(
+    svg: &mut String,
+    [title, subtitle]: [&str; 2],
+    tally: &Tally,
+) -> Result<(), Box<dyn Error>> {
+    let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&PAGE)?;
     let text = |size: i32, colour| ("sans-serif", size).into_font().color(colour);
     let body = area.titled(title, text(20, &TEXT))?.titled(subtitle, text(14, &SOFT))?;
@@ -176,9 +183,15 @@ mod tests {
         assert!(svg.starts_with("<svg") && svg.contains("latency, ms") && svg.contains("p99.9"));
         assert!(svg.contains("a tracker") && svg.contains("at 5/s"));
         assert!(svg.contains("#A4262C") || svg.contains("#a4262c"), "the page's red");
+        let palette = include_str!("../../src/frontend/palette.css");
+        for RGBColor(red, green, blue) in [PAGE, TEXT, SOFT, GRID, AMBER, BLUE, RED] {
+            assert!(palette.contains(&format!(":#{red:02x}{green:02x}{blue:02x}")));
+        }
         let nothing = Tally::new(1_000_000, 10);
         plot(&file, ["a tracker", "that was silent"], &nothing).unwrap();
-        assert!(plot(Path::new("/nonexistent/plot.svg"), ["x", "y"], &tally).is_err());
+        let error = plot(Path::new("/nonexistent/plot.svg"), ["x", "y"], &tally).unwrap_err();
+        let wanted = "cannot write /nonexistent/plot.svg: No such file or directory (os error 2)";
+        assert_eq!(error, wanted);
     }
 
     #[test]

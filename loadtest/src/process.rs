@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -113,7 +114,9 @@ pub(crate) fn free_port(ip: IpAddr) -> io::Result<u16> {
 
 /// A process that this program has started. It is killed when this value is dropped.
 pub(crate) struct Server {
-    child: Child,
+    /// Shared with the thread that a second signal wakes.
+    child: Arc<Mutex<Child>>,
+    pid: u32,
     output: PathBuf,
 }
 
@@ -153,12 +156,18 @@ impl Server {
             })
         };
         let child = spawn().map_err(|error| format!("cannot start {program} ({name}): {error}"))?;
-        Ok(Self { child, output })
+        let (pid, child) = (child.id(), Arc::new(Mutex::new(child)));
+        interrupt::kill_at_end(&child);
+        Ok(Self { child, pid, output })
     }
 
     /// The process id.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The last lines of its output, for error texts.
@@ -204,7 +213,8 @@ impl Server {
     }
 
     fn still_running(&mut self, clock: &Clock, give_up_ns: u64) -> Result<(), String> {
-        if let Ok(Some(status)) = self.child.try_wait() {
+        let ended = self.child().try_wait();
+        if let Ok(Some(status)) = ended {
             return Err(format!("the tracker ended early ({status}): {}", self.last_words()));
         }
         interrupt::check("starting the tracker")?;
@@ -219,8 +229,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Both fail only if it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let mut child = self.child();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 

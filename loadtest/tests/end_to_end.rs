@@ -381,6 +381,39 @@ fn a_signal_ends_a_run_with_a_report_on_what_was_measured() {
     assert!(report.contains("warning: interrupted after ") && report.contains(" of 600.0 s"));
 }
 
+/// A run that still waits for responses when the second signal arrives: the tracker is silent, and
+/// without that signal there would be a report after a minute.
+#[test]
+fn a_second_signal_ends_the_process_without_a_report() {
+    const MANY: usize = 2000;
+    let (reached, many) = std::sync::mpsc::channel();
+    let (_release, silent) = std::sync::mpsc::channel::<()>();
+    let (address, _tracker) = respond(move |answered| {
+        if answered == MANY {
+            let _ = reached.send(());
+            let _ = silent.recv();
+        }
+        false
+    });
+    let small = ["--torrents", "50", "--peers", "200", "--warmup", "0", "--mix", "0:1:0"];
+    let more = ["--duration", "600", "--families", "v4", "--timeout-ms", "60000"];
+    let child = Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args([&small[..], &more, &["--target", &address]].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    many.recv().unwrap();
+    // Two of a kind could arrive as one.
+    let kill = format!("kill -INT {0} && kill -TERM {0}", child.id());
+    assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let wanted = "loadtest: interrupted twice: ended without a report\n";
+    assert_eq!((output.status.code(), &*said), (Some(1), wanted));
+    assert!(output.stdout.is_empty());
+}
+
 #[test]
 fn a_comparison_rotates_and_prints_its_tables() {
     let own = format!(

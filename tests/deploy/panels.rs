@@ -107,24 +107,23 @@ pub(crate) fn page(prometheus: &Prometheus, queries: &[Query]) -> String {
 const HEAD: &str = "\
 # What the dashboard shows
 
-Each query of each panel of `deploy/grafana/skep.json`, answered by a Prometheus that scrapes a \
-busy skep five times a second: the last value of every series,
-in the panel's unit; of more than three series the highest three. The page is written by a test:
+Each query of each panel of `deploy/grafana/skep.json`, answered by a Prometheus that scrapes a
+busy skep five times a second: the last value of every series, in the panel's unit; of more than
+three series the highest three. The page is written by a test:
 
 ```sh
 SKEP_PANELS=docs/dashboard.md cargo test --test deploy every_query
 ```
 
-The load is the test's own, from clients on the same host: on each UDP address bursts of 32 \
-torrents, each with a leecher that completes, a connect, a scrape,
-a forged connection id and a datagram that is too short, as fast as they are answered; beside \
-them one `skep probe` after the other over UDP, HTTP, HTTPS and ws,
-and requests for a page that does not exist. Limits bind clients on IPv4 and not those on IPv6; \
-snapshots are taken once a second; there are two workers.
+The load is the test's own, from clients on the same host: on each UDP address bursts of 32
+torrents, each with a leecher that completes, a connect, a scrape, a forged connection id and a
+datagram that is too short, as fast as they are answered; beside them one `skep probe` after the
+other over UDP, HTTP, HTTPS and ws, and requests for a page that does not exist. Limits bind
+clients on IPv4 and not those on IPv6; snapshots are taken once a second; there are two workers.
 
-It is one moment, some seconds from the start, with rates over 3 s (those of the reasons for no \
-response over 5 minutes, of which there were some seconds). It shows that every panel has \
-something to show, and in which unit; it is not a benchmark.
+It is one moment, some seconds from the start, with rates over 3 s (those of the reasons for no
+response over 5 minutes, of which there were some seconds). It shows that every panel has something
+to show, and in which unit; it is not a benchmark.
 ";
 
 /// What a panel calls a series.

@@ -9,7 +9,8 @@ use crate::contents::{Document, ROOT};
 
 const README_WORDS_MAX: usize = 900;
 const README_LINES_MAX: usize = 140;
-const README_COLUMNS_MAX: usize = 120;
+/// Of a line of prose, as style.md has it.
+const COLUMNS_MAX: usize = 120;
 const ARCHITECTURE_WORDS_MAX: usize = 1500;
 
 /// Folders below the root with pages or room for them.
@@ -94,12 +95,43 @@ fn the_front_pages_are_short() {
     let words = |text: &str| text.split_whitespace().count();
     assert!(words(&readme) <= README_WORDS_MAX, "README.md: {} words", words(&readme));
     assert!(readme.lines().count() <= README_LINES_MAX, "README.md: {}", readme.lines().count());
-    for (number, line) in readme.lines().enumerate() {
-        let columns = line.chars().count();
-        assert!(columns <= README_COLUMNS_MAX, "README.md:{}: {columns} columns", number + 1);
-    }
     let architecture = words(&page("ARCHITECTURE.md").text);
     assert!(architecture <= ARCHITECTURE_WORDS_MAX, "ARCHITECTURE.md: {architecture} words");
+}
+
+/// Numbers of the lines of prose that are too long. Rows of tables cannot be broken, and what is
+/// typed or printed stays as it is.
+fn long_lines(text: &str) -> Vec<usize> {
+    let mut is_block = false;
+    let is_prose = |line: &str| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_block ^= is_fence;
+        !is_block && !is_fence && !line.trim_start().starts_with('|')
+    };
+    let prose: Vec<_> = text.lines().map(is_prose).collect();
+    let lines = (1..).zip(text.lines()).zip(prose).filter(|(_, is_prose)| *is_prose);
+    let long = lines.filter(|((_, line), _)| line.chars().count() > COLUMNS_MAX);
+    long.map(|((number, _), _)| number).collect()
+}
+
+#[test]
+fn lines_of_prose_are_short() {
+    let mut pages = Vec::new();
+    pages_in(Path::new(ROOT), false, &mut pages);
+    pages_in(&Path::new(ROOT).join("docs"), true, &mut pages);
+    // Its texts are those of the settings, which are lines of their own in the program.
+    pages.retain(|path| !path.ends_with("docs/configuration.md"));
+    assert!(pages.len() > 60, "{}", pages.len());
+    for path in pages {
+        let long = long_lines(&fs::read_to_string(&path).unwrap());
+        let path = path.display();
+        assert!(long.is_empty(), "{path}: lines {long:?} have more than {COLUMNS_MAX} columns");
+    }
+    let (fits, long) = ("é".repeat(COLUMNS_MAX), "é".repeat(COLUMNS_MAX + 1));
+    assert_eq!(
+        long_lines(&format!("{fits}\n{long}\n| {long} |\n```\n{long}\n```\n{long}")),
+        [2, 7]
+    );
 }
 
 #[test]
