@@ -179,7 +179,7 @@ mod tests {
             tally.answered(Kind::Announce, at * 10_000, 50_000 + at * 100);
         }
         plot(&file, ["a tracker", "at 5/s"], &tally).unwrap();
-        let svg = std::fs::read_to_string(&file).unwrap();
+        let svg = fs::read_to_string(&file).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("latency, ms") && svg.contains("p99.9"));
         assert!(svg.contains("a tracker") && svg.contains("at 5/s"));
         assert!(svg.contains("#A4262C") || svg.contains("#a4262c"), "the page's red");

@@ -114,7 +114,7 @@ fn inspect(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError
         ("written by", format!("skep {}", header.build)),
         ("tracker", tracker),
         ("written at", date(header.at_s)),
-        ("size", format!("{} in {}", count(contents.bytes, "byte"), blocks(contents.blocks))),
+        ("size", format!("{}, {}", count(contents.bytes, "byte"), blocks(contents.blocks))),
         ("torrents", format!("{}, {} with peers", grouped(sums.torrents), grouped(sums.active))),
         ("peers", format!("{} over IPv4, {} over IPv6", grouped(sums.v4), grouped(sums.v6))),
         ("seeders", format!("{} of them", grouped(sums.seeders))),

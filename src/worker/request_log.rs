@@ -1,5 +1,5 @@
-//! The log of requests that were not served, so that "why does this client not appear" has a
-//! response: one line with reason, transport, torrent and software, at level debug only.
+//! The log of requests that were not served, in which the reason why a client does not appear can
+//! be found: one line with reason, transport, torrent and software, at level debug only.
 //!
 //! Anybody can send requests that are refused. The lines are therefore sampled: of each reason a
 //! few in a second, whatever the number of workers, and the next line counts those that were left

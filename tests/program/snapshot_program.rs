@@ -348,6 +348,19 @@ fn save_state_saves_and_is_for_no_page_in_a_browser() {
 }
 
 #[test]
+fn an_empty_snapshot_is_its_head_and_end() {
+    let state = tempfile::tempdir().unwrap();
+    let mut skep = start_restored(state.path());
+    skep.signal("TERM");
+    assert!(skep.wait().success());
+    let path = state.path().join(CURRENT);
+    let text = texts(&run(&["snapshot", "inspect", path.to_str().unwrap()])).0;
+    let bytes = fs::metadata(&path).unwrap().len();
+    assert!(text.contains(&format!("size         {bytes} bytes, 0 blocks\n")), "{text}");
+    assert!(text.contains("torrents     0, 0 with peers\n"), "{text}");
+}
+
+#[test]
 fn the_command_line_reads_snapshots() {
     let state = tempfile::tempdir().unwrap();
     let mut skep = start_restored(state.path());
@@ -360,7 +373,8 @@ fn the_command_line_reads_snapshots() {
     let output = run(&["snapshot", "inspect", file]);
     let text = texts(&output).0;
     assert_eq!(output.status.code(), Some(0));
-    for part in ["2, 2 with peers", "3 over IPv4, 0 over IPv6", "2 of them", "version", "1 block\n"]
+    for part in
+        ["2, 2 with peers", "3 over IPv4, 0 over IPv6", "2 of them", "version", "s, 1 block\n"]
     {
         assert!(text.contains(part), "{part} in {text}");
     }
