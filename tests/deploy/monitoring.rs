@@ -80,7 +80,10 @@ fn every_alert_is_tried_both_ways_and_explained() {
         let severity = text(&rule["labels"]["severity"]);
         assert!(["critical", "warning", "info"].contains(&severity), "{alert}: {severity}");
     }
-    assert_eq!(explained.len(), rules().len(), "an alert is explained that is no more");
+    let rules = rules();
+    // An alert may have a rule for each severity.
+    let alerts: BTreeSet<_> = rules.iter().map(|it| text(&it["alert"])).collect();
+    assert_eq!(explained, alerts, "every alert that is explained exists");
 }
 
 #[test]

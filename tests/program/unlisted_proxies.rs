@@ -60,6 +60,9 @@ fn a_proxy_that_is_not_listed_is_named_at_its_first_request() {
     ] {
         assert!(line.contains(part), "{part} is not in {line}");
     }
+    let finding = doctor(&skep);
+    assert_eq!(finding["severity"], "warning", "one of three: {finding}");
+    assert!(finding["fact"].as_str().unwrap().starts_with("1 request came"), "{finding}");
     for field in ["Forwarded: for=198.51.100.7", "x-real-ip: 198.51.100.7"] {
         ask_with(skep.tcp[0], None, &announce(1, 1003, ""), &format!("{field}\r\n"));
     }

@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use super::HostReport;
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
+use crate::cli::text::count;
 use crate::config::Config;
+use crate::frontend::figures::{grouped, rounded};
 
 const BIND: Check = Check::new(
     "addresses.bind",
@@ -29,6 +31,10 @@ const PROXIES: Check = Check::new(
     "A reverse proxy that http.trusted_proxies does not list hides its clients: all of them have \
      the proxy's address, and every peer that is handed out is useless.",
 );
+
+/// The share of the requests over HTTP from which on those through a proxy that is not listed are
+/// those of a proxy in front, and not of clients' own proxies: as in the alert SkepProxyUnlisted.
+const SHARE_HIGH: f64 = 0.5;
 
 /// Seconds for which a request through a proxy that is not listed counts as present.
 const PROXY_SEEN_S: f64 = 3600.0;
@@ -192,28 +198,37 @@ fn proxies(report: &HostReport) -> Finding {
     let remedy = "list the proxy's address in http.trusted_proxies and reload; a line \
                   `not listed` of the log, once an hour, has the address and the setting\n\
                   $ journalctl -u skep | grep 'not listed'";
+    let over_http = over_http(metrics);
+    let fact = |requests: f64, place: &str| {
+        format!(
+            "{} came through a proxy {place} that http.trusted_proxies does not list, of {} over \
+             HTTP in all",
+            count(rounded(requests), "request"),
+            grouped(rounded(over_http.max(requests)))
+        )
+    };
+    let is_most = |requests: f64| requests > over_http * SHARE_HIGH;
     if is_recent(private_s) {
-        let fact = format!(
-            "{private} requests came through a proxy of this host or its network that \
-             http.trusted_proxies does not list"
-        );
-        return PROXIES.problem(fact, remedy);
+        let fact = fact(private, "of this host or its network");
+        return if is_most(private) {
+            PROXIES.problem(fact, remedy)
+        } else {
+            PROXIES.warning(fact, format!("unless it is a client's own, {remedy}"))
+        };
     }
-    let over_http: f64 = ["ipv4", "ipv6"]
-        .iter()
-        .filter_map(|family| {
-            let labels = format!("transport=\"http\",family=\"{family}\"");
-            value(metrics, &format!("skep_requests_total{{{labels}}}"))
-        })
-        .sum();
-    if is_recent(public_s) && public * 2.0 > over_http {
-        let fact = format!(
-            "{public} of {over_http} HTTP requests came through proxies on public addresses that \
-             http.trusted_proxies does not list"
-        );
-        return PROXIES.warning(fact, format!("if they are yours (a CDN), {remedy}"));
+    if is_recent(public_s) && is_most(public) {
+        let fact = fact(public, "on a public address");
+        return PROXIES.warning(fact, format!("if it is yours (a CDN), {remedy}"));
     }
     PROXIES.ok("no reverse proxy forwards requests that http.trusted_proxies does not list")
+}
+
+/// The number of requests over HTTP, with those that began a WebSocket.
+fn over_http(metrics: &str) -> f64 {
+    let requests = ["ipv4", "ipv6"]
+        .map(|it| format!("skep_requests_total{{transport=\"http\",family=\"{it}\"}}"));
+    let upgrades = "skep_websocket_upgrades_total".to_owned();
+    requests.iter().chain([&upgrades]).filter_map(|series| value(metrics, series)).sum()
 }
 
 #[cfg(test)]
@@ -339,14 +354,21 @@ mod tests {
             judge(&fake, "addresses.proxies")
         };
         assert_eq!(found((0, 0), (0, 0), 0).0, Severity::Ok);
-        let (severity, text) = found((7, 60), (0, 0), 1000);
+        let (severity, text) = found((501, 60), (0, 0), 1000);
         assert_eq!(severity, Severity::Problem);
-        assert!(text.starts_with("7 requests") && text.contains("grep 'not listed'"), "{text}");
+        assert!(text.starts_with("501 requests") && text.contains("grep 'not listed'"), "{text}");
+        assert!(text.contains("of 1,000 over HTTP in all"), "{text}");
+        let (severity, text) = found((3, 60), (0, 0), 0);
+        assert!(severity == Severity::Problem && text.contains("of 3 over HTTP"), "{text}");
+        let (severity, text) = found((1, 60), (0, 0), 1000);
+        assert_eq!(severity, Severity::Warning, "a client's own proxy, perhaps");
+        assert!(text.starts_with("1 request came"), "{text}");
+        assert_eq!(found((500, 60), (0, 0), 1000).0, Severity::Warning);
         assert_eq!(found((7, 7200), (0, 0), 1000).0, Severity::Ok, "it was listed, or ended");
         assert_eq!(found((0, 0), (400, 60), 1000).0, Severity::Ok, "clients' own proxies");
         let (severity, text) = found((0, 0), (600, 60), 1000);
         assert_eq!(severity, Severity::Warning);
-        assert!(text.starts_with("600 of 1000") && text.contains("if they are yours"), "{text}");
+        assert!(text.starts_with("600 requests") && text.contains("if it is yours"), "{text}");
         let mut fake = Fake::new();
         assert_eq!(judge(&fake, "addresses.proxies").0, Severity::Info);
         fake.report.facts.metrics = Ok("skep_torrents 0\n".into());
