@@ -480,6 +480,28 @@ fn a_wrong_variable_ends_a_subcommand_that_needs_the_environment() {
     assert_eq!(code, Some(2), "the state directory with the token is unknown: {stderr}");
 }
 
+#[test]
+fn what_a_terminal_obeys_in_a_name_is_escaped_in_json() {
+    let skep = start(&[REGISTERED]);
+    let folder = tempfile::tempdir().unwrap();
+    let name = "a\u{9b}2J\u{202e}b\u{2066}c\u{7f}";
+    let (path, hash) = torrent_file(folder.path(), name);
+    for (subcommand, argument) in [
+        ("torrent add", Some(&path)),
+        ("torrent list", None),
+        ("torrent show", Some(&hash)),
+        ("torrent remove", Some(&path)),
+    ] {
+        let rest: Vec<_> = argument.map(String::as_str).into_iter().chain(["--json"]).collect();
+        let (code, stdout, stderr) = ask(&skep, subcommand, &rest);
+        assert_eq!(code, Some(0), "{stderr}");
+        let escaped = r"a\u009b2J\u202eb\u2066c\u007f";
+        assert!(stdout.contains(escaped) && !stdout.contains('\u{9b}'), "{stdout:?}");
+        assert_eq!(stdout.matches('\u{202e}').count(), 0, "{stdout:?}");
+        objects(&stdout);
+    }
+}
+
 /// Responds to each connection with the next of these responses.
 fn respond(listener: TcpListener, responses: &'static [&'static str]) {
     for response in responses {
