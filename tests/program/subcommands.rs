@@ -502,6 +502,24 @@ fn what_a_terminal_obeys_in_a_name_is_escaped_in_json() {
     }
 }
 
+#[test]
+fn a_token_that_leaves_this_host_without_tls_is_noted() {
+    // The kernel refuses a connect to the broadcast address: nothing leaves this host.
+    for (admin, rest, is_noted) in [
+        ("255.255.255.255:6970", &["--token", "x"][..], true),
+        ("255.255.255.255:6970", &[][..], false),
+        ("https://255.255.255.255:6970", &["--token", "x", "--insecure"], false),
+        ("127.0.0.1:1", &["--token", "x"], false),
+    ] {
+        let rest = [rest, &["--retries", "0"]].concat();
+        let (code, _, stderr) = ask_at(&["status"], admin, &rest);
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains("cannot reach"), "{admin}: {stderr}");
+        let note = format!("skep: note: the token is sent without TLS to http://{admin}; remedy: ");
+        assert_eq!(stderr.starts_with(&note), is_noted, "{admin} {rest:?}: {stderr}");
+    }
+}
+
 /// Responds to each connection with the next of these responses.
 fn respond(listener: TcpListener, responses: &'static [&'static str]) {
     for response in responses {

@@ -218,6 +218,12 @@ impl AdminArguments {
         if tokens.iter().any(|it| it.text.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
             return Err(AdminArgumentError::Token);
         }
+        if !address.has_tls && !address.is_this_host() && !tokens.is_empty() {
+            super::complain(&format!(
+                "note: the token is sent without TLS to {address}; remedy: name an https URL of a \
+                 proxy in front of that listener with --admin, or use a tunnel, such as ssh -L"
+            ));
+        }
         let mut server = Server { authority: address.authority.clone(), tls: None };
         if address.has_tls {
             let trust = Trust::of(self.ca.as_deref(), self.insecure);
