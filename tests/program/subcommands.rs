@@ -616,7 +616,7 @@ fn an_admin_listener_behind_https_is_asked_once_its_certificate_is_trusted() {
     let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
     let admin = skep.admin;
     let thread = std::thread::spawn(move || {
-        (0..3).for_each(|_| pass_on(&listener, config.clone(), admin));
+        (0..6).for_each(|_| pass_on(&listener, config.clone(), admin));
     });
     let token = ["--token", "open sesame, please", "--retries", "0"];
     let ask =
@@ -625,5 +625,13 @@ fn an_admin_listener_behind_https_is_asked_once_its_certificate_is_trusted() {
     assert!(code == Some(1) && stderr.contains(&format!("cannot reach {url}: ")), "{stderr}");
     assert_eq!(ask(&["--ca", files.certificate.to_str().unwrap()]).0, Some(0));
     assert_eq!(ask(&["--insecure"]).0, Some(0));
+    let (code, _, stderr) = ask_at(&["health"], &url, &[]);
+    assert!(code == Some(1) && stderr.contains("no skep responds at localhost:"), "{stderr}");
+    for trust in [&["--ca", files.certificate.to_str().unwrap()][..], &["--insecure"]] {
+        let (code, stdout, stderr) = ask_at(&["health"], &url, trust);
+        assert!(code == Some(0) && stdout.ends_with(" is well\n"), "{stdout}{stderr}");
+    }
+    let (code, _, stderr) = ask_at(&["health"], &url, &["--ca", "/nowhere"]);
+    assert!(code == Some(2) && stderr.contains("/nowhere"), "{stderr}");
     thread.join().unwrap();
 }
