@@ -1,6 +1,6 @@
-//! JSON on standard output. Names come from `.torrent` files and requests of strangers, and a terminal
-//! obeys some characters that JSON may have as they are: they are written as `\\uXXXX`, which every
-//! parser reads as the same text.
+//! JSON on standard output. Names come from `.torrent` files and requests of strangers, and a
+//! terminal obeys some characters that JSON may have as they are: they are written as `\uXXXX`,
+//! which every parser reads as the same text.
 
 use std::fmt::Write as _;
 
