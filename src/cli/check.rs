@@ -79,5 +79,5 @@ fn line(finding: &ConfigFinding) -> String {
 /// An array with an object for each finding.
 fn json(findings: &[ConfigFinding]) -> String {
     let all: Vec<_> = findings.iter().map(ConfigFinding::to_json).collect();
-    serde_json::to_string_pretty(&all).unwrap_or_default() + "\n"
+    super::json::pretty(&all)
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use clap::Args;
 use http::{Request, StatusCode};
 
-use super::admin::{AdminAddress, AdminAddressError};
-use super::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
+use super::admin::AdminAddress;
+use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_with, reachable};
 use super::{Settings, complain, print};
+use crate::client::tls::Trust;
+use crate::config::ConfigError;
 use crate::server::StartError;
 
 const EXAMPLES: &str = "\
@@ -32,7 +34,7 @@ ones should be sent is /readyz.
 Exit codes: 0 the tracker is well, 1 it is not, or there is none, 2 invalid usage or settings.";
 
 /// Limits of the request: half of the five seconds that the image's HEALTHCHECK allows, for the
-/// connect and again for the response.
+/// connect and again for the response. That listener is on this host, without a TLS handshake.
 const LIMITS: RequestLimits =
     RequestLimits { step: Duration::from_millis(2200), body_bytes: 16 * 1024 };
 
@@ -41,18 +43,24 @@ const LIMITS: RequestLimits =
 #[command(after_help = EXAMPLES)]
 pub(super) struct Options {
     /// The tracker's admin listener, in place of the one in the settings
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = authority_of)]
-    admin: Option<String>,
+    #[arg(long, value_name = "ADDRESS:PORT|URL")]
+    admin: Option<AdminAddress>,
     /// Read admin.listen from this TOML file
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
+    /// Trust only the authorities in this PEM file (https)
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca: Option<PathBuf>,
+    /// Accept any certificate (https)
+    #[arg(long)]
+    insecure: bool,
 }
 
 /// Asks the tracker, and prints the verdict.
 pub(super) fn run(options: &Options) -> ExitCode {
-    let checked = authority(options).and_then(|authority| {
-        check(&authority).map_err(StartError::Failed)?;
-        print(&format!("skep at {authority} is well\n"))
+    let checked = server(options).and_then(|server| {
+        check(&server).map_err(StartError::Failed)?;
+        print(&format!("skep at {} is well\n", server.authority))
     });
     match checked {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,10 +71,11 @@ pub(super) fn run(options: &Options) -> ExitCode {
     }
 }
 
-/// HOST:PORT of the admin listener.
-fn authority(options: &Options) -> Result<String, StartError> {
-    if let Some(authority) = &options.admin {
-        return Ok(authority.clone());
+/// The admin listener.
+fn server(options: &Options) -> Result<Server, StartError> {
+    if let Some(address) = &options.admin {
+        let server = address.server(Trust::of(options.ca.as_deref(), options.insecure));
+        return Ok(server.map_err(|error| ConfigError::at("--admin", error.to_string()))?);
     }
     let settings = Settings { config: options.config.clone(), ..Settings::default() };
     let listen = settings.source()?.load()?.admin.listen;
@@ -77,27 +86,18 @@ fn authority(options: &Options) -> Result<String, StartError> {
                 .into(),
         ));
     }
-    Ok(reachable(listen).to_string())
-}
-
-/// HOST:PORT of an address or a URL.
-fn authority_of(text: &str) -> Result<String, String> {
-    let address: AdminAddress =
-        text.parse().map_err(|error: AdminAddressError| error.to_string())?;
-    if address.has_tls {
-        return Err("allowed: ADDRESS:PORT or http://HOST:PORT, without TLS".into());
-    }
-    Ok(address.authority)
+    Ok(Server { authority: reachable(listen).to_string(), tls: None })
 }
 
 /// Asks `/livez`.
 ///
 /// # Errors
 /// Why the tracker is not well, for the operator.
-fn check(authority: &str) -> Result<(), String> {
+fn check(server: &Server) -> Result<(), String> {
+    let authority = &server.authority;
     let stranger = || format!("the program at {authority} is not skep's admin listener");
-    let response = exchange(authority, Request::get("/livez"), Vec::new(), LIMITS);
-    let response = response.map_err(|error| match error {
+    let response = exchange_with(server, Request::get("/livez"), Vec::new(), LIMITS);
+    let response = response.map_err(|error| match error.error {
         AdminRequestError::NotHttp => stranger(),
         AdminRequestError::Connection(error) => format!(
             "no skep responds at {authority}: {error}; remedy: start it, or name its admin \
@@ -129,10 +129,11 @@ mod tests {
             ("[::]:1", "[::1]:1"),
             ("localhost:6970", "localhost:6970"),
         ] {
-            assert_eq!(authority_of(text).as_deref(), Ok(authority), "{text}");
+            let address = text.parse::<AdminAddress>().map(|it| it.authority);
+            assert_eq!(address.as_deref(), Ok(authority), "{text}");
         }
-        for bad in ["6970", "localhost", "127.0.0.1:0", "a:99999", "https://a:1", "a b:1", ":1"] {
-            assert!(authority_of(bad).is_err(), "{bad}");
+        for bad in ["6970", "localhost", "127.0.0.1:0", "a:99999", "a b:1", ":1"] {
+            assert!(bad.parse::<AdminAddress>().is_err(), "{bad}");
         }
     }
 
@@ -147,7 +148,7 @@ mod tests {
             stream.write_all(response.as_bytes()).unwrap();
             head
         });
-        let verdict = check(&authority);
+        let verdict = check(&Server { authority, tls: None });
         assert_eq!(responding.join().unwrap()[0], "GET /livez HTTP/1.1");
         verdict
     }

@@ -9,6 +9,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::admin::{self, AdminArguments, AdminClient, ChangeOutput, CommandError};
+use super::json;
 use super::table::{Cell, Table};
 use super::text::{count, escaped};
 use crate::access::lists::{ListKind, ListName, parse_value};
@@ -196,13 +197,13 @@ fn add(name: ListName, options: &AddOptions) -> Result<ExitCode, CommandError> {
         entries = change["entries"].as_u64().unwrap_or_default();
     }
     let line = if options.json {
-        json!({ "list": name.label(), "added": added, "entries": entries }).to_string()
+        json::line(&json!({ "list": name.label(), "added": added, "entries": entries }))
     } else {
         let entries = count(entries, "value");
-        format!("{}: {added} added, {entries} in the list", name.label())
+        format!("{}: {added} added, {entries} in the list\n", name.label())
     };
     let mut output = ChangeOutput::default();
-    output.print(&(line + "\n"));
+    output.print(&line);
     output.end(Ok(ExitCode::SUCCESS))
 }
 
@@ -233,12 +234,12 @@ fn remove_all(
         let line = match (options.json, is_removed) {
             (true, _) => {
                 let status = if is_removed { "removed" } else { "not_listed" };
-                json!({ "value": value, "status": status }).to_string()
+                json::line(&json!({ "value": value, "status": status }))
             }
-            (false, true) => format!("removed {}", escaped(value)),
-            (false, false) => format!("failed  {}: not in {}", escaped(value), name.label()),
+            (false, true) => format!("removed {}\n", escaped(value)),
+            (false, false) => format!("failed  {}: not in {}\n", escaped(value), name.label()),
         };
-        output.print(&(line + "\n"));
+        output.print(&line);
     }
     Ok(ExitCode::from(u8::from(!are_removed)))
 }
@@ -255,8 +256,7 @@ fn list(name: ListName, options: &ListOptions) -> Result<ExitCode, CommandError>
         let entries = page["entries"].as_array().map_or(&[][..], Vec::as_slice);
         has_any |= !entries.is_empty();
         if options.json {
-            let lines: String = entries.iter().map(|it| format!("{it}\n")).collect();
-            io::stdout().lock().write_all(lines.as_bytes())?;
+            io::stdout().lock().write_all(json::lines(entries).as_bytes())?;
         } else {
             table.print(&entries.iter().map(row).collect::<Vec<_>>())?;
         }

@@ -8,6 +8,7 @@ mod check;
 pub mod doctor;
 mod health;
 mod info_hash;
+mod json;
 mod lists;
 mod passkey;
 mod probe;

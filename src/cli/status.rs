@@ -41,7 +41,7 @@ fn show(options: &Options) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let body = client.get("/api/v1/status")?;
     let text = if options.json {
-        format!("{body}\n")
+        super::json::line(&body)
     } else {
         let at = client.address().to_string();
         let status: StatusResponse = serde_json::from_value(body).map_err(|error| {

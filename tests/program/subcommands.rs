@@ -480,6 +480,46 @@ fn a_wrong_variable_ends_a_subcommand_that_needs_the_environment() {
     assert_eq!(code, Some(2), "the state directory with the token is unknown: {stderr}");
 }
 
+#[test]
+fn what_a_terminal_obeys_in_a_name_is_escaped_in_json() {
+    let skep = start(&[REGISTERED]);
+    let folder = tempfile::tempdir().unwrap();
+    let name = "a\u{9b}2J\u{202e}b\u{2066}c\u{7f}";
+    let (path, hash) = torrent_file(folder.path(), name);
+    for (subcommand, argument) in [
+        ("torrent add", Some(&path)),
+        ("torrent list", None),
+        ("torrent show", Some(&hash)),
+        ("torrent remove", Some(&path)),
+    ] {
+        let rest: Vec<_> = argument.map(String::as_str).into_iter().chain(["--json"]).collect();
+        let (code, stdout, stderr) = ask(&skep, subcommand, &rest);
+        assert_eq!(code, Some(0), "{stderr}");
+        let escaped = r"a\u009b2J\u202eb\u2066c\u007f";
+        assert!(stdout.contains(escaped) && !stdout.contains('\u{9b}'), "{stdout:?}");
+        assert_eq!(stdout.matches('\u{202e}').count(), 0, "{stdout:?}");
+        objects(&stdout);
+    }
+}
+
+#[test]
+fn a_token_that_leaves_this_host_without_tls_is_noted() {
+    // The kernel refuses a connect to the broadcast address: nothing leaves this host.
+    for (admin, rest, is_noted) in [
+        ("255.255.255.255:6970", &["--token", "x"][..], true),
+        ("255.255.255.255:6970", &[][..], false),
+        ("https://255.255.255.255:6970", &["--token", "x", "--insecure"], false),
+        ("127.0.0.1:1", &["--token", "x"], false),
+    ] {
+        let rest = [rest, &["--retries", "0"]].concat();
+        let (code, _, stderr) = ask_at(&["status"], admin, &rest);
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains("cannot reach"), "{admin}: {stderr}");
+        let note = format!("skep: note: the token is sent without TLS to http://{admin}; remedy: ");
+        assert_eq!(stderr.starts_with(&note), is_noted, "{admin} {rest:?}: {stderr}");
+    }
+}
+
 /// Responds to each connection with the next of these responses.
 fn respond(listener: TcpListener, responses: &'static [&'static str]) {
     for response in responses {
@@ -576,7 +616,7 @@ fn an_admin_listener_behind_https_is_asked_once_its_certificate_is_trusted() {
     let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
     let admin = skep.admin;
     let thread = std::thread::spawn(move || {
-        (0..3).for_each(|_| pass_on(&listener, config.clone(), admin));
+        (0..6).for_each(|_| pass_on(&listener, config.clone(), admin));
     });
     let token = ["--token", "open sesame, please", "--retries", "0"];
     let ask =
@@ -585,5 +625,13 @@ fn an_admin_listener_behind_https_is_asked_once_its_certificate_is_trusted() {
     assert!(code == Some(1) && stderr.contains(&format!("cannot reach {url}: ")), "{stderr}");
     assert_eq!(ask(&["--ca", files.certificate.to_str().unwrap()]).0, Some(0));
     assert_eq!(ask(&["--insecure"]).0, Some(0));
+    let (code, _, stderr) = ask_at(&["health"], &url, &[]);
+    assert!(code == Some(1) && stderr.contains("no skep responds at localhost:"), "{stderr}");
+    for trust in [&["--ca", files.certificate.to_str().unwrap()][..], &["--insecure"]] {
+        let (code, stdout, stderr) = ask_at(&["health"], &url, trust);
+        assert!(code == Some(0) && stdout.ends_with(" is well\n"), "{stdout}{stderr}");
+    }
+    let (code, _, stderr) = ask_at(&["health"], &url, &["--ca", "/nowhere"]);
+    assert!(code == Some(2) && stderr.contains("/nowhere"), "{stderr}");
     thread.join().unwrap();
 }

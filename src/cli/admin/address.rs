@@ -5,7 +5,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use crate::cli::admin_client::reachable;
+use crate::cli::admin_client::{Server, reachable};
+use crate::client::tls::{self, TlsConfigError, Trust};
 use crate::client::url::{Scheme, Url};
 
 /// The place of an admin listener.
@@ -81,6 +82,18 @@ impl fmt::Display for AdminAddress {
 }
 
 impl AdminAddress {
+    /// The server to send requests to, with this trust in certificates if it has TLS.
+    ///
+    /// # Errors
+    /// [`TlsConfigError`] if the trusted certificates cannot be read, or none can hold this name.
+    pub(in crate::cli) fn server(&self, trust: Trust<'_>) -> Result<Server, TlsConfigError> {
+        let tls = match self.has_tls {
+            true => Some((tls::config(trust, true)?, tls::server_name(&self.host)?)),
+            false => None,
+        };
+        Ok(Server { authority: self.authority.clone(), tls })
+    }
+
     /// Whether requests to this listener do not leave this host.
     pub(in crate::cli) fn is_this_host(&self) -> bool {
         let address = self.host.parse::<IpAddr>();

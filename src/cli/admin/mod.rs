@@ -17,11 +17,11 @@ use http::{Method, Request};
 use serde_json::Value;
 
 use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_with, reachable};
-use crate::client::tls::{self, TlsConfigError, Trust};
+use crate::client::tls::{TlsConfigError, Trust};
 use crate::config::{Config, ConfigError, SettingsSource};
 use crate::server;
 use crate::sys::holder::listening_users;
-pub(super) use address::{AdminAddress, AdminAddressError};
+pub(super) use address::AdminAddress;
 pub(super) use output::ChangeOutput;
 
 /// The wait between two tries.
@@ -218,11 +218,13 @@ impl AdminArguments {
         if tokens.iter().any(|it| it.text.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
             return Err(AdminArgumentError::Token);
         }
-        let mut server = Server { authority: address.authority.clone(), tls: None };
-        if address.has_tls {
-            let trust = Trust::of(self.ca.as_deref(), self.insecure);
-            server.tls = Some((tls::config(trust, true)?, tls::server_name(&address.host)?));
+        if !address.has_tls && !address.is_this_host() && !tokens.is_empty() {
+            super::complain(&format!(
+                "note: the token is sent without TLS to {address}; remedy: name an https URL of a \
+                 proxy in front of that listener with --admin, or use a tunnel, such as ssh -L"
+            ));
         }
+        let server = address.server(Trust::of(self.ca.as_deref(), self.insecure))?;
         Ok(AdminClient { address, server, tokens, retries: self.retries, pause: PAUSE })
     }
 

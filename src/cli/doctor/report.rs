@@ -12,7 +12,7 @@ const INDENT: usize = 20;
 
 /// An array with an object for each finding, in the order of examination.
 pub(super) fn json(findings: &[Finding]) -> String {
-    serde_json::to_string_pretty(findings).unwrap_or_default() + "\n"
+    crate::cli::json::pretty(findings)
 }
 
 /// Group by group, the worst last, so that it is next to the prompt.

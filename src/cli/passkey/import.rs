@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{LimitArguments, NewPasskeyBody};
 use crate::access::passkey::{NAME_BYTES_MAX, digest_of};
 use crate::cli::admin::{self, AdminArguments, ChangeOutput, CommandError};
+use crate::cli::json;
 use crate::cli::table::{Cell, Table};
 use crate::cli::text::count;
 use crate::sys::regular_file;
@@ -111,8 +112,7 @@ fn import(
         done += results.len();
         known += results.iter().filter(|it| it["status"] == "known").count();
         if options.json {
-            let lines: String = results.iter().map(|it| format!("{it}\n")).collect();
-            output.print(&lines);
+            output.print(&json::lines(&results));
         } else {
             output.keep(|| table.print(&results.iter().map(row).collect::<Vec<_>>()));
         }
@@ -133,7 +133,8 @@ fn lost(error: &io::Error, issued: &[Value], rest: usize) -> CommandError {
     let ids: Vec<_> = issued.iter().filter_map(|it| it["id"].as_str()).collect();
     CommandError::Failed(format!(
         "cannot write to standard output: {error}; issued, and not or not all of them shown: \
-         {number}; not imported: {rest}; remedy: revoke those that are lost, skep passkey revoke {}",
+         {number}; not imported: {rest}; remedy: revoke those that are lost, skep passkey revoke \
+         {}",
         ids.join(" ")
     ))
 }

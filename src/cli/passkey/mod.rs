@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::admin::{self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError};
+use super::json;
 use super::table::{Cell, Table};
 use super::text::{count, escaped};
 use crate::access::passkey::{digest_of, id_of};
@@ -154,7 +155,7 @@ fn add(options: &AddOptions) -> Result<ExitCode, CommandError> {
     let text = |key: &str| escaped(new[key].as_str().unwrap_or_default());
     let (passkey, id, name) = (text("passkey"), text("id"), text("name"));
     let lines = match options.json {
-        true => format!("{new}\n"),
+        true => json::line(&new),
         false => format!(
             "passkey  {passkey}\nid       {id}\nname     {name}\npath     /announce/{passkey}\n"
         ),
@@ -202,8 +203,7 @@ fn list(options: &ListOptions) -> Result<ExitCode, CommandError> {
         let passkeys = page["passkeys"].as_array().map_or(&[][..], Vec::as_slice);
         has_any |= !passkeys.is_empty();
         if options.json {
-            let lines: String = passkeys.iter().map(|it| format!("{it}\n")).collect();
-            io::stdout().lock().write_all(lines.as_bytes())?;
+            io::stdout().lock().write_all(json::lines(passkeys).as_bytes())?;
         } else {
             table.print(&passkeys.iter().map(row).collect::<Vec<_>>())?;
         }
@@ -255,17 +255,17 @@ fn revoke_all(
         // A passkey is not repeated on a screen or in a log.
         let shown = if digest_of(text).is_some() { "a passkey" } else { text.as_str() };
         let line = match (options.json, done) {
-            (true, Ok(id)) => json!({ "id": id, "status": "revoked", "error": null }).to_string(),
+            (true, Ok(id)) => json::line(&json!({ "id": id, "status": "revoked", "error": null })),
             (true, Err(error)) => {
                 let error = error.to_string();
-                json!({ "id": null, "status": "failed", "error": error }).to_string()
+                json::line(&json!({ "id": null, "status": "failed", "error": error }))
             }
-            (false, Ok(id)) => format!("revoked {id}  {}", escaped(shown)),
+            (false, Ok(id)) => format!("revoked {id}  {}\n", escaped(shown)),
             (false, Err(error)) => {
-                format!("failed  {}: {}", escaped(shown), escaped(&error.to_string()))
+                format!("failed  {}: {}\n", escaped(shown), escaped(&error.to_string()))
             }
         };
-        output.print(&(line + "\n"));
+        output.print(&line);
     }
     Ok(ExitCode::from(u8::from(!are_revoked)))
 }

@@ -221,7 +221,7 @@ pub(super) fn run(options: &Options) -> ExitCode {
     let results: Vec<_> = options.urls.iter().flat_map(|url| probe_url(options, url)).collect();
     let report = ProbeReport { ok: results.iter().all(|it| it.ok), results };
     let text = if options.json {
-        serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"
+        super::json::pretty(&report)
     } else {
         report.results.iter().map(to_text).collect::<String>() + &total(&report.results)
     };

@@ -18,6 +18,7 @@ use super::read;
 use crate::cli::admin::{
     self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError,
 };
+use crate::cli::json;
 use crate::cli::text::escaped;
 use crate::client::metainfo::Metainfo;
 
@@ -246,13 +247,9 @@ impl Progress {
 
     fn print_result(&mut self, result: &FileResult) {
         self.counts[result.status as usize] += 1;
-        let line = if self.json {
-            serde_json::to_string(result).unwrap_or_default()
-        } else {
-            result.line()
-        };
+        let line = if self.json { json::line(result) } else { result.line() + "\n" };
         self.wipe();
-        self.output.print(&(line + "\n"));
+        self.output.print(&line);
         if self.shown && self.done() < self.total {
             let _ = write!(io::stderr().lock(), "{} of {}", self.done(), self.total);
         }

@@ -12,6 +12,7 @@ use crate::cli::admin::{
     self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError,
 };
 use crate::cli::doctor::size;
+use crate::cli::json;
 use crate::cli::table::{Cell, Table};
 use crate::cli::text::{date, escaped};
 use crate::frontend::figures::grouped;
@@ -165,8 +166,7 @@ fn row(torrent: &Value) -> [Cell; 7] {
 
 /// Prints JSON, one value per line.
 fn print_lines(values: &[Value]) -> io::Result<()> {
-    let lines: String = values.iter().map(|it| format!("{it}\n")).collect();
-    io::stdout().lock().write_all(lines.as_bytes())
+    io::stdout().lock().write_all(json::lines(values).as_bytes())
 }
 
 /// Shows one torrent.
@@ -263,17 +263,16 @@ fn remove_all(
         let line = if options.json {
             let status = if error.is_none() { "removed" } else { "failed" };
             let info_hash = torrent.info_hash.to_string();
-            json!({ "torrent": torrent.text, "info_hash": info_hash, "status": status,
-                "error": error })
-            .to_string()
+            json::line(&json!({ "torrent": torrent.text, "info_hash": info_hash, "status": status,
+                "error": error }))
         } else {
             let (info_hash, text) = (torrent.info_hash, escaped(&torrent.text));
             match error {
-                None => format!("removed {info_hash}  {text}"),
-                Some(error) => format!("failed  {info_hash}  {text}: {}", escaped(&error)),
+                None => format!("removed {info_hash}  {text}\n"),
+                Some(error) => format!("failed  {info_hash}  {text}: {}\n", escaped(&error)),
             }
         };
-        output.print(&(line + "\n"));
+        output.print(&line);
     }
     Ok(ExitCode::from(u8::from(!are_removed)))
 }
