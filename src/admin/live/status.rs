@@ -112,11 +112,11 @@ struct Memory {
 
 /// What an operator should know, with its remedy.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Warning {
+pub(super) struct Warning {
     /// Never changes, for programs.
     id: &'static str,
-    message: String,
-    remedy: &'static str,
+    pub(super) message: String,
+    pub(super) remedy: &'static str,
 }
 
 /// Serves the latest figures.
@@ -192,7 +192,7 @@ fn labelled(sample: &Sample, name: &str, label: (&str, &str)) -> f64 {
 }
 
 /// Everything that is wrong, the worst first.
-fn warnings(sample: &Sample) -> Vec<Warning> {
+pub(super) fn warnings(sample: &Sample) -> Vec<Warning> {
     let all = [of_sources(sample), of_load(sample), of_certificate(sample), of_state(sample)];
     all.into_iter().flatten().collect()
 }
