@@ -8,6 +8,7 @@ use std::ops::Bound;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use redb::backends::FileBackend;
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
@@ -26,6 +27,12 @@ const MODE: u32 = 0o600;
 
 /// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
+
+/// Further tries to open a file that another process has open: 1.5 s of them.
+const TRIES_MAX: u32 = 75;
+
+/// The wait between two tries.
+const TRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Memory for pages, in bytes. Little is enough: workers never read the database.
 const CACHE_BYTES: usize = 8 << 20;
@@ -56,7 +63,7 @@ impl Database {
                 reason: error.to_string(),
             })?;
         }
-        let database = reopened(&path).map_err(|error| unusable(&path, &error))?;
+        let database = reopened(&path)?;
         let opened = Self { path, database: RwLock::new(Some(database)) };
         opened.make_tables().map_err(|error| unusable(&opened.path, &error))?;
         Ok(opened)
@@ -84,8 +91,7 @@ impl Database {
     pub(super) fn reopen(&self) -> Result<(), DatabaseError> {
         let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if place.is_none() {
-            let opened = reopened(&self.path);
-            *place = Some(opened.map_err(|error| unusable(&self.path, &error))?);
+            *place = Some(reopened(&self.path)?);
         }
         Ok(())
     }
@@ -279,6 +285,16 @@ pub enum DatabaseError {
         /// The cause.
         reason: String,
     },
+    /// Another process has the file open.
+    #[error(
+        "{} is in use by another process: two trackers cannot keep registrations and passkeys in \
+         one folder; remedy: stop the other one (`skep doctor` names who has its ports), replace it \
+         with --take-over, or give each a server.state_dir of its own", path.display()
+    )]
+    Used {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file cannot be opened or read.
     #[error(
         "cannot use {}, which holds registered torrents and passkeys: {reason}; remedy: stop \
@@ -330,8 +346,31 @@ fn make(path: &Path) -> Result<(), BoxedError> {
     Ok(fs::File::open(folder)?.sync_all()?)
 }
 
-/// Opens an existing database. Refuses a link, and removes access of other users.
-fn reopened(path: &Path) -> Result<redb::Database, BoxedError> {
+/// Opens an existing database. A process that only checks it, or is about to end, has it for some
+/// milliseconds; another tracker has it for good.
+fn reopened(path: &Path) -> Result<redb::Database, DatabaseError> {
+    let mut tries = 0;
+    loop {
+        match opened(path) {
+            Err(error) if is_in_use(&error) => {
+                if tries == TRIES_MAX {
+                    return Err(DatabaseError::Used { path: path.to_owned() });
+                }
+                tries += 1;
+                std::thread::sleep(TRY_PAUSE);
+            }
+            result => return result.map_err(|error| unusable(path, &error)),
+        }
+    }
+}
+
+fn is_in_use(error: &BoxedError) -> bool {
+    let error = error.downcast_ref::<redb::DatabaseError>();
+    matches!(error, Some(redb::DatabaseError::DatabaseAlreadyOpen))
+}
+
+/// Opens an existing database once. Refuses a link, and removes access of other users.
+fn opened(path: &Path) -> Result<redb::Database, BoxedError> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -386,6 +425,20 @@ mod tests {
     fn record(uploaded: u64) -> Record {
         let totals = Totals { uploaded, ..Totals::default() };
         Record { name: "ann".into(), limits: Limits::default(), issued_s: 7, totals }
+    }
+
+    #[test]
+    fn a_file_that_another_has_open_is_waited_for_and_then_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Database::open(folder.path()).unwrap();
+        let refused = Database::open(folder.path()).map(drop).unwrap_err();
+        assert!(matches!(refused, DatabaseError::Used { .. }), "{refused}");
+        assert!(refused.to_string().contains("in use by another process"), "{refused}");
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| Database::open(folder.path()).map(drop));
+            drop(first);
+            second.join().unwrap().unwrap();
+        });
     }
 
     #[test]

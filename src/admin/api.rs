@@ -334,8 +334,13 @@ fn order(text: &str) -> Result<TorrentOrder, ApiError> {
     }
 }
 
-/// Parses the info-hash of a parameter.
+/// Parses the info-hash of a parameter: v1, or v2, of which the first 20 bytes count (BEP 52).
 pub(super) fn info_hash(field: &'static str, digits: &str) -> Result<InfoHash, ApiError> {
-    let problem = || ApiError::bad_parameter(field, "must be 40 hexadecimal digits");
-    InfoHash::from_hex(digits).ok_or_else(problem)
+    let problem = || ApiError::bad_parameter(field, "must be 40 or 64 hexadecimal digits");
+    let is_hex = digits.bytes().all(|it| it.is_ascii_hexdigit());
+    let v1 = match digits.len() {
+        64 if is_hex => &digits[..40],
+        _ => digits,
+    };
+    InfoHash::from_hex(v1).ok_or_else(problem)
 }

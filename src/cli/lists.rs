@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::admin::{self, AdminArguments, AdminClient, CommandError};
+use super::admin::{self, AdminArguments, AdminClient, ChangeOutput, CommandError};
 use super::table::{Cell, Table};
 use super::text::{count, escaped};
 use crate::access::lists::{ListKind, ListName, parse_value};
@@ -176,6 +176,9 @@ fn path(name: ListName) -> String {
 fn check(kind: ListKind, values: &[String]) -> Result<(), CommandError> {
     match values.iter().find(|it| parse_value(kind, it).is_none()) {
         None => Ok(()),
+        Some(value) if kind == ListKind::Networks => {
+            Err(CommandError::Usage(kind.expected_instead_of(value)))
+        }
         Some(value) => Err(CommandError::Usage(format!("{value:?} must be {}", kind.allowed()))),
     }
 }
@@ -198,8 +201,9 @@ fn add(name: ListName, options: &AddOptions) -> Result<ExitCode, CommandError> {
         let entries = count(entries, "value");
         format!("{}: {added} added, {entries} in the list", name.label())
     };
-    writeln!(io::stdout().lock(), "{line}")?;
-    Ok(ExitCode::SUCCESS)
+    let mut output = ChangeOutput::default();
+    output.print(&(line + "\n"));
+    output.end(Ok(ExitCode::SUCCESS))
 }
 
 /// Changes a list.
@@ -210,6 +214,16 @@ fn edit(client: &mut AdminClient, name: ListName, body: &Value) -> Result<Value,
 /// Removes values.
 fn remove(name: ListName, options: &RemoveOptions) -> Result<ExitCode, CommandError> {
     check(name.kind(), &options.values)?;
+    let mut output = ChangeOutput::default();
+    let removed = remove_all(name, options, &mut output);
+    output.end(removed)
+}
+
+fn remove_all(
+    name: ListName,
+    options: &RemoveOptions,
+    output: &mut ChangeOutput,
+) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let mut are_removed = true;
     for value in &options.values {
@@ -224,7 +238,7 @@ fn remove(name: ListName, options: &RemoveOptions) -> Result<ExitCode, CommandEr
             (false, true) => format!("removed {}", escaped(value)),
             (false, false) => format!("failed  {}: not in {}", escaped(value), name.label()),
         };
-        writeln!(io::stdout().lock(), "{line}")?;
+        output.print(&(line + "\n"));
     }
     Ok(ExitCode::from(u8::from(!are_removed)))
 }
@@ -278,6 +292,8 @@ mod tests {
         assert!(check(ListKind::Networks, &values(&["10.0.0.0/8", "::1"])).is_ok());
         let error = check(ListKind::Networks, &values(&["10.0.0.0/8", "10.0.0.0/33"]));
         let error = error.unwrap_err().to_string();
-        assert!(error.starts_with("\"10.0.0.0/33\" must be a network"), "{error}");
+        assert!(error.starts_with("\"10.0.0.0/33\" is not a network"), "{error}");
+        let host = check(ListKind::Networks, &values(&["10.0.0.1/24"])).unwrap_err().to_string();
+        assert!(host.contains("write 10.0.0.0/24"), "{host}");
     }
 }

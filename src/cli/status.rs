@@ -4,11 +4,11 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::Deserialize;
 
 use super::admin::{self, AdminArguments, CommandError};
 use super::doctor::size;
 use super::text::{count, date, escaped};
+use crate::admin::live::{StatusResponse, StatusTorrents, StatusWarning};
 use crate::frontend::figures::{duration, grouped, percent, rate};
 
 const EXAMPLES: &str = "\
@@ -32,71 +32,6 @@ pub(super) struct Options {
     admin: AdminArguments,
 }
 
-/// The response. Fields that this version does not know are ignored.
-#[derive(Debug, Deserialize)]
-struct Status {
-    version: String,
-    state: String,
-    uptime_s: u64,
-    backend: String,
-    access_mode: String,
-    rates: Rates,
-    peers: Peers,
-    torrents: Torrents,
-    limits: Limits,
-    memory: Memory,
-    snapshot_at_s: u64,
-    warnings: Vec<Warning>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Rates {
-    announces: f64,
-    scrapes: f64,
-    connects: f64,
-    dropped: f64,
-    refused: f64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Peers {
-    all: u64,
-    seeders: u64,
-    leechers: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Torrents {
-    all: u64,
-    active: u64,
-    registered: u64,
-    passkeys: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Limits {
-    sources: String,
-    sources_over: u64,
-    sources_denied: u64,
-    interval_s: f64,
-    load: f64,
-    busiest_worker: f64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Memory {
-    resident_bytes: u64,
-    cap_bytes: u64,
-    store_bytes: u64,
-    store_limit_bytes: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Warning {
-    message: String,
-    remedy: String,
-}
-
 /// Runs the command and returns its exit code.
 pub(super) fn run(options: &Options) -> ExitCode {
     admin::conclude(show(options))
@@ -109,22 +44,25 @@ fn show(options: &Options) -> Result<ExitCode, CommandError> {
         format!("{body}\n")
     } else {
         let at = client.address().to_string();
-        let status: Status = serde_json::from_value(body).map_err(|error| {
+        let status: StatusResponse = serde_json::from_value(body).map_err(|error| {
             CommandError::Failed(format!("{at} is a skep of another version: {error}"))
         })?;
-        status.screen(&at)
+        Screen(&status).lines(&at)
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
-impl Status {
-    fn screen(&self, at: &str) -> String {
-        let (rates, peers, limits) = (&self.rates, &self.peers, &self.limits);
+/// A status as text.
+struct Screen<'a>(&'a StatusResponse);
+
+impl Screen<'_> {
+    fn lines(&self, at: &str) -> String {
+        let (rates, peers, limits) = (&self.0.rates, &self.0.peers, &self.0.limits);
         let lines = [
-            ("tracker", format!("skep {} at {at}", escaped(&self.version))),
-            ("state", format!("{}, up {}", escaped(&self.state), duration(self.uptime_s))),
-            ("backend", escaped(&self.backend)),
+            ("tracker", format!("skep {} at {at}", escaped(&self.0.version))),
+            ("state", format!("{}, up {}", escaped(&self.0.state), duration(self.0.uptime_s))),
+            ("backend", escaped(&self.0.backend)),
             (
                 "responses",
                 format!(
@@ -172,21 +110,22 @@ impl Status {
             ("warnings", self.count_of_warnings()),
         ];
         let lines = lines.map(|(name, value)| format!("{name:<10} {value}\n")).concat();
-        let warning =
-            |it: &Warning| format!("  {}; remedy: {}\n", escaped(&it.message), escaped(&it.remedy));
-        lines + &self.warnings.iter().map(warning).collect::<String>()
+        let warning = |it: &StatusWarning| {
+            format!("  {}; remedy: {}\n", escaped(&it.message), escaped(&it.remedy))
+        };
+        lines + &self.0.warnings.iter().map(warning).collect::<String>()
     }
 
     fn torrents(&self) -> String {
-        let Torrents { all, active, .. } = self.torrents;
+        let StatusTorrents { all, active, .. } = self.0.torrents;
         format!("{}, {} with peers", grouped(all), grouped(active))
     }
 
     fn access(&self) -> String {
-        let Torrents { registered, passkeys, .. } = self.torrents;
+        let StatusTorrents { registered, passkeys, .. } = self.0.torrents;
         let (registered, passkeys) = (grouped(registered), grouped(passkeys));
-        let mode = escaped(&self.access_mode);
-        match self.access_mode.as_str() {
+        let mode = escaped(&self.0.access_mode);
+        match &*self.0.access_mode {
             "private" => {
                 format!("{mode}; registered info-hashes {registered}, passkeys {passkeys}")
             }
@@ -196,7 +135,7 @@ impl Status {
     }
 
     fn memory(&self) -> String {
-        let memory = &self.memory;
+        let memory = &self.0.memory;
         let of =
             |bytes: u64| if bytes > 0 { format!(" of {}", size(bytes)) } else { String::new() };
         format!(
@@ -209,14 +148,14 @@ impl Status {
     }
 
     fn snapshot(&self) -> String {
-        match self.snapshot_at_s {
+        match self.0.snapshot_at_s {
             0 => "none".to_owned(),
             at_s => date(at_s),
         }
     }
 
     fn count_of_warnings(&self) -> String {
-        match self.warnings.len() as u64 {
+        match self.0.warnings.len() as u64 {
             0 => "none".to_owned(),
             number => grouped(number),
         }
@@ -243,7 +182,7 @@ mod tests {
                 "store_limit_bytes": 1 << 20 },
             "warnings": [{ "id": "x", "message": "a\nb", "remedy": "c" }],
         });
-        let status: Status = serde_json::from_value(status).unwrap();
+        let status: StatusResponse = serde_json::from_value(status).unwrap();
         let expected = "\
 tracker    skep 0.1.0 at http://127.0.0.1:6970
 state      serving, up 1 h 1 min
@@ -260,6 +199,6 @@ snapshot   2026-11-21T23:20:09Z
 warnings   1
   a\\nb; remedy: c
 ";
-        assert_eq!(status.screen("http://127.0.0.1:6970"), expected);
+        assert_eq!(Screen(&status).lines("http://127.0.0.1:6970"), expected);
     }
 }

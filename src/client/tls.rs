@@ -90,7 +90,7 @@ pub fn config(trust: Trust<'_>, resumption: bool) -> Result<Arc<ClientConfig>, T
         .map_err(TlsConfigError::Versions)?;
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::System => verifier_of(system_roots()?, provider)?,
-        Trust::File(file) => Arc::new(Pinned::in_file(file, provider)?),
+        Trust::File(file) => Arc::new(PinnedCertificate::in_file(file, provider)?),
         Trust::Anyone => Arc::new(Credulous(provider)),
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
@@ -152,12 +152,12 @@ fn verifier_of(
 /// marks a self-signed certificate as an authority's, which the library accepts from no server;
 /// curl accepts it, where its file holds that very certificate.
 #[derive(Debug)]
-struct Pinned {
+struct PinnedCertificate {
     authorities: Arc<WebPkiServerVerifier>,
     certificates: Vec<CertificateDer<'static>>,
 }
 
-impl Pinned {
+impl PinnedCertificate {
     fn in_file(file: &Path, provider: Arc<CryptoProvider>) -> Result<Self, TlsConfigError> {
         let unreadable = |error| TlsConfigError::File { file: file.to_owned(), error };
         let read = CertificateDer::pem_file_iter(file).map_err(unreadable)?;
@@ -174,7 +174,7 @@ impl Pinned {
     }
 }
 
-impl ServerCertVerifier for Pinned {
+impl ServerCertVerifier for PinnedCertificate {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,

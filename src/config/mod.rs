@@ -21,7 +21,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use read::{Reading, ValueError};
+use read::{ValueContext, ValueError};
 
 pub use error::{ConfigError, ConfigFinding, ConfigPlace, ConfigSeverity};
 pub use relations::token_fault;
@@ -143,8 +143,8 @@ macro_rules! sections {
                 if (section, key) == (stringify!($section), stringify!($key)) {
                     let default: $type = $default;
                     let default = toml::Value::try_from(default).unwrap_or_else(|_| "".into());
-                    let reading = Reading { section, key, default: &default, is_bare };
-                    let read = <$type>::read(value, &reading, bounds!($( $low, $high )?));
+                    let context = ValueContext { section, key, default: &default, is_bare };
+                    let read = <$type>::read(value, &context, bounds!($( $low, $high )?));
                     return Some(read.map(|it| config.$section.$key = it));
                 }
             )+ )+

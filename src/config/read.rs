@@ -12,7 +12,7 @@ const QUOTED_CHARACTERS_MAX: usize = 60;
 
 /// What is known about a setting while a value of it is read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reading<'a> {
+pub(super) struct ValueContext<'a> {
     /// The section's name.
     pub(super) section: &'a str,
     /// The key within the section.
@@ -54,7 +54,7 @@ impl ValueError {
     }
 }
 
-impl Reading<'_> {
+impl ValueContext<'_> {
     /// A text as one would write it here.
     pub(super) fn literal(&self, text: &str) -> String {
         if self.is_bare { text.to_owned() } else { format!("{text:?}") }
@@ -90,20 +90,20 @@ pub(super) fn bare(value: &Toml) -> String {
 /// Reads a whole number within bounds. The last letters of the key name its unit.
 pub(super) fn number(
     value: &Toml,
-    reading: &Reading<'_>,
+    context: &ValueContext<'_>,
     bounds: (u64, u64),
 ) -> Result<u64, Vec<ValueError>> {
-    let is_seconds = reading.key.ends_with("_s") || reading.key.ends_with("_s_max");
+    let is_seconds = context.key.ends_with("_s") || context.key.ends_with("_s_max");
     let read = match value {
         Toml::Integer(number) => u64::try_from(*number).ok(),
         _ => {
             let unit = if is_seconds { " of seconds" } else { "" };
-            let example = reading.default.as_integer().filter(|it| *it > 0);
+            let example = context.default.as_integer().filter(|it| *it > 0);
             let example = example.map(|it| format!(", such as {it}")).unwrap_or_default();
             let what = format!("is not a whole number{unit}{example}");
             let meant = number_meant_by(value, is_seconds);
             let meant = meant.filter(|it| (bounds.0..=bounds.1).contains(it));
-            let meant = meant.map(|it| reading.unquoted(&it.to_string(), value));
+            let meant = meant.map(|it| context.unquoted(&it.to_string(), value));
             return ValueError::new(value, &what).meaning(meant).alone();
         }
     };
@@ -133,7 +133,7 @@ fn number_meant_by(value: &Toml, is_seconds: bool) -> Option<u64> {
 }
 
 /// Reads `true` or `false`.
-pub(super) fn truth(value: &Toml, reading: &Reading<'_>) -> Result<bool, Vec<ValueError>> {
+pub(super) fn truth(value: &Toml, context: &ValueContext<'_>) -> Result<bool, Vec<ValueError>> {
     if let Toml::Boolean(truth) = value {
         return Ok(*truth);
     }
@@ -142,7 +142,7 @@ pub(super) fn truth(value: &Toml, reading: &Reading<'_>) -> Result<bool, Vec<Val
         "false" | "no" | "off" | "0" | "n" | "disabled" => Some("false"),
         _ => None,
     };
-    let meant = meant.map(|it| reading.unquoted(it, value));
+    let meant = meant.map(|it| context.unquoted(it, value));
     ValueError::new(value, "is neither true nor false").meaning(meant).alone()
 }
 
@@ -177,13 +177,13 @@ pub(super) fn list<T>(
 }
 
 /// Reads an address with a port.
-pub(super) fn address(value: &Toml, reading: &Reading<'_>) -> Result<SocketAddr, ValueError> {
+pub(super) fn address(value: &Toml, context: &ValueContext<'_>) -> Result<SocketAddr, ValueError> {
     let Toml::String(text) = value else {
         return Err(ValueError::new(value, "is not an address with a port, in quotes"));
     };
     text.parse().map_err(|_| {
-        let (what, meant) = address_meant_by(text.trim(), &Usual::of(reading));
-        ValueError::new(value, what).meaning(meant.map(|it| reading.literal(&it)))
+        let (what, meant) = address_meant_by(text.trim(), &Usual::of(context));
+        ValueError::new(value, what).meaning(meant.map(|it| context.literal(&it)))
     })
 }
 
@@ -194,12 +194,12 @@ struct Usual {
 }
 
 impl Usual {
-    fn of(reading: &Reading<'_>) -> Self {
-        let first = reading.default.as_array().and_then(|it| it.first());
-        let first = first.unwrap_or(reading.default).as_str().unwrap_or_default();
+    fn of(context: &ValueContext<'_>) -> Self {
+        let first = context.default.as_array().and_then(|it| it.first());
+        let first = first.unwrap_or(context.default).as_str().unwrap_or_default();
         let usual = first.parse::<SocketAddr>().ok();
         let ip = usual.map_or_else(|| "0.0.0.0".to_owned(), |it| it.ip().to_string());
-        let elsewhere = if reading.section == "tls" { 443 } else { 6969 };
+        let elsewhere = if context.section == "tls" { 443 } else { 6969 };
         Self { ip, port: usual.map_or(elsewhere, |it| it.port()) }
     }
 }
@@ -241,8 +241,8 @@ fn address_meant_by(text: &str, usual: &Usual) -> (&'static str, Option<String>)
 mod tests {
     use super::*;
 
-    fn reading<'a>(key: &'a str, default: &'a Toml) -> Reading<'a> {
-        Reading { section: "server", key, default, is_bare: false }
+    fn context<'a>(key: &'a str, default: &'a Toml) -> ValueContext<'a> {
+        ValueContext { section: "server", key, default, is_bare: false }
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
         let default = Toml::Integer(1800);
         let meant = |text: &str| {
             let value: Toml = text.parse().unwrap();
-            let errors = number(&value, &reading("interval_s", &default), (1, 7200)).unwrap_err();
+            let errors = number(&value, &context("interval_s", &default), (1, 7200)).unwrap_err();
             assert_eq!(errors.len(), 1);
             assert!(errors[0].message.starts_with(text), "{errors:?}");
             errors[0].meant.clone()
@@ -268,7 +268,7 @@ mod tests {
         ] {
             assert_eq!(meant(text).as_deref(), expected, "{text}");
         }
-        let errors = number(&Toml::from("x"), &reading("interval_s", &default), (1, 2));
+        let errors = number(&Toml::from("x"), &context("interval_s", &default), (1, 2));
         let message = &errors.unwrap_err()[0].message;
         assert_eq!(message, "\"x\" is not a whole number of seconds, such as 1800");
     }
@@ -277,7 +277,7 @@ mod tests {
     fn words_for_true_and_false_are_recognised() {
         let default = Toml::Boolean(true);
         let meant =
-            |value: Toml| truth(&value, &reading("enabled", &default)).unwrap_err().remove(0).meant;
+            |value: Toml| truth(&value, &context("enabled", &default)).unwrap_err().remove(0).meant;
         assert_eq!(meant("yes".into()).as_deref(), Some("true, without quotes"));
         assert_eq!(meant(Toml::Integer(0)).as_deref(), Some("false"));
         assert_eq!(meant("perhaps".into()), None);
@@ -302,7 +302,7 @@ mod tests {
             ("", "is not an address with a port", None),
             (":", "is not an address with a port", None),
         ] {
-            let error = address(&text.into(), &reading("listen", &default)).unwrap_err();
+            let error = address(&text.into(), &context("listen", &default)).unwrap_err();
             assert_eq!(error.message, format!("{text:?} {what}"));
             assert_eq!(error.meant.as_deref(), meant, "{text}");
         }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Config, ConfigFinding, values};
+use super::{Config, ConfigFinding, NetworkList, values};
 
 /// A setting that contradicts others.
 pub(super) struct Conflict {
@@ -117,6 +117,7 @@ impl Config {
                         are false; remedy: set one of them to true, or leave it empty";
             warnings.push(ConfigFinding::warning(text).about("tls.listen"));
         }
+        warnings.extend(self.exposures());
         let from = |section| if self.is_own(section) { section } else { "server" };
         for (kind, section, addresses) in [
             ("UDP", from("udp"), self.udp_listen()),
@@ -133,6 +134,35 @@ impl Config {
                 );
                 warnings.push(ConfigFinding::warning(text).about(format!("{section}.listen")));
             }
+        }
+        warnings
+    }
+
+    /// Settings that trust everybody, or show to everybody what is for operators.
+    fn exposures(&self) -> Vec<ConfigFinding> {
+        let lists = [
+            ("http.trusted_proxies", &self.http.trusted_proxies),
+            ("tracker.ip_override_from", &self.tracker.ip_override_from),
+        ];
+        let trusts_all =
+            |(_, list): &(_, &NetworkList)| list.0.iter().any(|it| it.prefix_len() == 0);
+        let mut warnings: Vec<_> = lists
+            .into_iter()
+            .filter(trusts_all)
+            .map(|(key, _)| {
+                let text = "lists every address: every client may name any address as its peer's; \
+                            remedy: list your own addresses alone";
+                ConfigFinding::warning(text).about(key)
+            })
+            .collect();
+        let admin = self.admin.listen;
+        if admin.ip().is_unspecified() {
+            let text = format!(
+                "{admin} is every address of this host: whoever reaches one of them reads metrics and \
+                 statistics; remedy: listen on 127.0.0.1 or a private address, or keep the port off \
+                 the Internet (deploy/systemd/skep.nft)"
+            );
+            warnings.push(ConfigFinding::warning(text).about("admin.listen"));
         }
         warnings
     }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use toml::Value as Toml;
 
-use super::read::{self, Reading, ValueError, bare};
+use super::read::{self, ValueContext, ValueError, bare};
 use super::similar::similar;
 use crate::networks;
 
@@ -134,13 +134,13 @@ impl std::str::FromStr for Bytes {
 
 impl Bytes {
     /// Reads a size.
-    fn of(value: &Toml, reading: &Reading<'_>) -> Result<Self, Vec<ValueError>> {
+    fn of(value: &Toml, context: &ValueContext<'_>) -> Result<Self, Vec<ValueError>> {
         let read = match value {
             Toml::Integer(number) => u64::try_from(*number).ok().map(Self),
             Toml::String(text) => text.parse().ok(),
             _ => None,
         };
-        let meant = || Self::meant_by(&bare(value)).map(|it| reading.literal(&it.to_string()));
+        let meant = || Self::meant_by(&bare(value)).map(|it| context.literal(&it.to_string()));
         read.ok_or_else(|| vec![ValueError::new(value, NOT_A_SIZE).meaning(meant())])
     }
 
@@ -217,7 +217,7 @@ pub(super) trait Value: Sized {
     /// What is wrong with it, or with each bad item of a list.
     fn read(
         value: &Toml,
-        reading: &Reading<'_>,
+        context: &ValueContext<'_>,
         bounds: Option<(u64, u64)>,
     ) -> Result<Self, Vec<ValueError>>;
 }
@@ -230,10 +230,10 @@ impl Value for u32 {
 
     fn read(
         value: &Toml,
-        reading: &Reading<'_>,
+        context: &ValueContext<'_>,
         bounds: Option<(u64, u64)>,
     ) -> Result<Self, Vec<ValueError>> {
-        let number = read::number(value, reading, bounds.unwrap_or(ALL_U32))?;
+        let number = read::number(value, context, bounds.unwrap_or(ALL_U32))?;
         Self::try_from(number).map_err(|_| vec![ValueError::new(value, "is out of bounds")])
     }
 }
@@ -249,10 +249,10 @@ impl Value for Bytes {
 
     fn read(
         value: &Toml,
-        reading: &Reading<'_>,
+        context: &ValueContext<'_>,
         bounds: Option<(u64, u64)>,
     ) -> Result<Self, Vec<ValueError>> {
-        let bytes = Self::of(value, reading)?;
+        let bytes = Self::of(value, context)?;
         let (low, high) = bounds.unwrap_or((0, u64::MAX));
         if (low..=high).contains(&bytes.0) {
             Ok(bytes)
@@ -269,13 +269,13 @@ impl Value for MemoryCap {
 
     fn read(
         value: &Toml,
-        reading: &Reading<'_>,
+        context: &ValueContext<'_>,
         _: Option<(u64, u64)>,
     ) -> Result<Self, Vec<ValueError>> {
         if value.as_str().is_some_and(|it| it.eq_ignore_ascii_case("auto")) {
             return Ok(Self::Auto);
         }
-        match Bytes::of(value, reading) {
+        match Bytes::of(value, context) {
             Ok(bytes) if bytes.0 > 0 && bytes < MEMORY_CAP_MIN => {
                 let what = format!("is too little: the least is {MEMORY_CAP_MIN}");
                 ValueError::new(value, &what).alone()
@@ -283,7 +283,7 @@ impl Value for MemoryCap {
             Ok(bytes) => Ok(Self::Bytes(bytes)),
             Err(mut errors) => {
                 if let Some(auto) = value.as_str().and_then(|it| similar(it, ["auto"])) {
-                    errors.iter_mut().for_each(|it| it.meant = Some(reading.literal(auto)));
+                    errors.iter_mut().for_each(|it| it.meant = Some(context.literal(auto)));
                 }
                 Err(errors)
             }
@@ -299,7 +299,11 @@ impl Value for String {
         ANY_STRING.into()
     }
 
-    fn read(value: &Toml, _: &Reading<'_>, _: Option<(u64, u64)>) -> Result<Self, Vec<ValueError>> {
+    fn read(
+        value: &Toml,
+        _: &ValueContext<'_>,
+        _: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>> {
         read::string(value)
     }
 }
@@ -311,10 +315,10 @@ impl Value for bool {
 
     fn read(
         value: &Toml,
-        reading: &Reading<'_>,
+        context: &ValueContext<'_>,
         _: Option<(u64, u64)>,
     ) -> Result<Self, Vec<ValueError>> {
-        read::truth(value, reading)
+        read::truth(value, context)
     }
 }
 
@@ -323,7 +327,11 @@ impl Value for NetworkList {
         "a list of networks or addresses, such as [\"192.0.2.0/24\", \"2001:db8::1\"]".into()
     }
 
-    fn read(value: &Toml, _: &Reading<'_>, _: Option<(u64, u64)>) -> Result<Self, Vec<ValueError>> {
+    fn read(
+        value: &Toml,
+        _: &ValueContext<'_>,
+        _: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>> {
         let network = |item: &Toml| {
             let text = item.as_str().ok_or_else(|| {
                 ValueError::new(item, "is not a network or an address, in quotes")
@@ -345,10 +353,10 @@ impl Value for SocketAddr {
 
     fn read(
         value: &Toml,
-        reading: &Reading<'_>,
+        context: &ValueContext<'_>,
         _: Option<(u64, u64)>,
     ) -> Result<Self, Vec<ValueError>> {
-        read::address(value, reading).map_err(|it| vec![it])
+        read::address(value, context).map_err(|it| vec![it])
     }
 }
 
@@ -359,15 +367,19 @@ impl Value for Vec<SocketAddr> {
 
     fn read(
         value: &Toml,
-        reading: &Reading<'_>,
+        context: &ValueContext<'_>,
         _: Option<(u64, u64)>,
     ) -> Result<Self, Vec<ValueError>> {
-        read::list(value, |item| read::address(item, reading))
+        read::list(value, |item| read::address(item, context))
     }
 }
 
 /// Reads one of the names of an enum; a word for a truth if that is one of them.
-fn choice(value: &Toml, reading: &Reading<'_>, names: &[&str]) -> Result<usize, Vec<ValueError>> {
+fn choice(
+    value: &Toml,
+    context: &ValueContext<'_>,
+    names: &[&str],
+) -> Result<usize, Vec<ValueError>> {
     let text = match value {
         Toml::String(text) => text.to_ascii_lowercase(),
         Toml::Boolean(true) => "on".to_owned(),
@@ -378,7 +390,7 @@ fn choice(value: &Toml, reading: &Reading<'_>, names: &[&str]) -> Result<usize, 
     if let Some(index) = found.filter(|_| value.is_str()) {
         return Ok(index);
     }
-    let meant = similar(&text, names.iter().copied()).map(|it| reading.literal(it));
+    let meant = similar(&text, names.iter().copied()).map(|it| context.literal(it));
     ValueError::new(value, "is not an allowed value").meaning(meant).alone()
 }
 
@@ -398,11 +410,11 @@ macro_rules! choices {
 
                 fn read(
                     value: &Toml,
-                    reading: &Reading<'_>,
+                    context: &ValueContext<'_>,
                     _: Option<(u64, u64)>,
                 ) -> Result<Self, Vec<ValueError>> {
                     let all = [$( Self::$variant ),+];
-                    Ok(all[choice(value, reading, Self::NAMES)?])
+                    Ok(all[choice(value, context, Self::NAMES)?])
                 }
             }
 
@@ -447,8 +459,8 @@ mod tests {
 
     fn read<T: Value>(value: &Toml) -> Result<T, Vec<ValueError>> {
         let default = Toml::from("");
-        let reading = Reading { section: "", key: "", default: &default, is_bare: false };
-        T::read(value, &reading, None)
+        let context = ValueContext { section: "", key: "", default: &default, is_bare: false };
+        T::read(value, &context, None)
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //!
 //! Behind such a proxy all clients have one address, so every peer in a response is useless. But
 //! anybody may send such a header, and clients behind proxies of their own do. Requests from
-//! loopback and private addresses, which a stranger on the Internet does not have, are therefore
-//! counted apart from those of public addresses. Two counts and two samples are kept, whatever
+//! loopback and private addresses are therefore counted apart from those of public addresses: a
+//! stranger on the Internet has such an address only where a bridge or a NAT hides all clients,
+//! which is a fault as well, but with another remedy. Two counts and two samples are kept, whatever
 //! arrives.
 
 use std::net::IpAddr;
@@ -21,7 +22,8 @@ use crate::types::Scope;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum ProxySource {
-    /// From this host or its private network: a proxy of the operator's.
+    /// From this host or its private network: a proxy of the operator's, or a NAT that hides all
+    /// clients.
     Private,
     /// From the Internet: a content delivery network of the operator's, a proxy of the client's, or
     /// a client that forges the header.
@@ -82,11 +84,11 @@ pub struct UnlistedProxy {
 
 /// What all workers have seen of proxies that are not listed.
 #[derive(Debug, Default)]
-pub struct UnlistedProxies([Seen; ProxySource::COUNT]);
+pub struct UnlistedProxies([SourceCounts; ProxySource::COUNT]);
 
 /// What was seen of one kind of source.
 #[derive(Debug, Default)]
-struct Seen {
+struct SourceCounts {
     requests: AtomicU64,
     /// The time of the latest request, in seconds since the Unix epoch; 0: none.
     latest_s: AtomicU64,
@@ -100,8 +102,12 @@ impl UnlistedProxies {
     pub fn note(&self, now: Now, address: IpAddr, header: ForwardingHeader) {
         let seen = self.of(ProxySource::of(address));
         seen.requests.fetch_add(1, Ordering::Relaxed);
-        seen.latest_s.store(now.seconds(), Ordering::Relaxed);
-        if !seen.has_sample.swap(true, Ordering::Relaxed) {
+        // Behind a proxy every request comes here: what is the same already is not written again.
+        if seen.latest_s.load(Ordering::Relaxed) != now.seconds() {
+            seen.latest_s.store(now.seconds(), Ordering::Relaxed);
+        }
+        let has_sample = seen.has_sample.load(Ordering::Relaxed);
+        if !has_sample && !seen.has_sample.swap(true, Ordering::Relaxed) {
             *seen.sample.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(UnlistedProxy { address, header });
         }
@@ -134,7 +140,7 @@ impl UnlistedProxies {
         }
     }
 
-    fn of(&self, source: ProxySource) -> &Seen {
+    fn of(&self, source: ProxySource) -> &SourceCounts {
         &self.0[source as usize]
     }
 }

@@ -71,8 +71,8 @@ impl Files {
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .and_then(|it| {
-                it.with_no_client_auth().with_single_cert(chain.clone(), key.clone_key())
+            .and_then(|builder| {
+                builder.with_no_client_auth().with_single_cert(chain.clone(), key.clone_key())
             })
             .map_err(|error| self.unusable(&error, &chain, key, &provider))?;
         Ok(Certificate { config, validity })

@@ -104,7 +104,9 @@ fn lists(report: &mut ConfigReport) {
 /// The certificate and its key, now and at a renewal.
 fn certificate(report: &mut ConfigReport, user: Option<&UnixUser>) {
     let settings = ["tls.listen", "tls.certificate", "tls.key"];
-    if settings.iter().any(|it| report.is_faulty(it)) {
+    let tls = &report.config.tls;
+    let is_named = !tls.certificate.is_empty() && !tls.key.is_empty();
+    if !is_named || settings.iter().any(|it| report.is_faulty(it)) {
         return;
     }
     let findings = match options::tls(&report.config).map(|it| it.read()) {

@@ -6,6 +6,7 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::warn;
@@ -37,6 +38,8 @@ pub(crate) struct HistoryFile {
     directory: Option<PathBuf>,
     /// Whether the file was read, or is known not to be there: before that it is not replaced.
     is_read: AtomicBool,
+    /// Held by whoever writes: nobody waits for a disk that hangs.
+    writing: Mutex<()>,
     /// Whether a failure to write was logged since the last success.
     was_logged: AtomicBool,
 }
@@ -65,13 +68,14 @@ impl HistoryFile {
         self.is_read.store(true, Ordering::Release);
     }
 
-    /// Replaces the file by what the hub has. A failure is logged once, until it succeeds again.
-    /// Blocks.
+    /// Replaces the file by what the hub has, unless another thread is doing so. A failure is
+    /// logged once, until it succeeds again. Blocks.
     pub(crate) fn save(&self, hub: &StatsHub) {
         let Some(directory) = &self.directory else { return };
         if !self.is_read.load(Ordering::Acquire) {
             return;
         }
+        let Ok(_writing) = self.writing.try_lock() else { return };
         match write(directory, &hub.day().encode()) {
             Ok(()) => self.was_logged.store(false, Ordering::Relaxed),
             Err(error) if !self.was_logged.swap(true, Ordering::Relaxed) => {

@@ -83,10 +83,10 @@ pub(crate) fn certificate_state(
     Some((validity, unreadable))
 }
 
-/// The API tokens that a tracker with these settings may have created, the most likely first, as
-/// far as this user may read them. A tracker that was started in another way may have another
-/// token.
-pub(crate) fn kept_tokens(config: &Config) -> Vec<String> {
+/// The API tokens that a tracker with these settings may have created, each with the user that its
+/// file belongs to, the most likely first, as far as this user may read them. A tracker that was
+/// started in another way may have another token.
+pub(crate) fn kept_tokens(config: &Config) -> Vec<(String, u32)> {
     let usual = || Ok(PathBuf::from(USUAL_STATE_DIRECTORY));
     let places = [options::state_home(config), usual()];
     let mut all: Vec<_> =

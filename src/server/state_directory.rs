@@ -11,7 +11,9 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -268,9 +270,11 @@ pub(super) fn admin_token(options: &Options) -> Result<String, TokenError> {
     token_in(&path)
 }
 
-/// The token that a tracker with this state directory has created, if this user may read it.
-pub(super) fn kept_token(directory: &Path) -> Option<String> {
-    token_in(&directory.join(TOKEN_FILE)).ok()
+/// The token that a tracker with this state directory has created, if this user may read it, and
+/// the user that its file belongs to.
+pub(super) fn kept_token(directory: &Path) -> Option<(String, u32)> {
+    let path = directory.join(TOKEN_FILE);
+    Some((token_in(&path).ok()?, path.metadata().ok()?.uid()))
 }
 
 fn token_in(path: &Path) -> Result<String, TokenError> {
@@ -550,7 +554,8 @@ mod tests {
         assert_eq!((admin_token(&options).unwrap(), first.len()), (first.clone(), 64));
         let directory = temporary.path().join("a/skep");
         let path = directory.join(TOKEN_FILE);
-        assert_eq!((mode(&path), kept_token(&directory)), (0o600, Some(first.clone())));
+        let kept = kept_token(&directory).map(|it| it.0);
+        assert_eq!((mode(&path), kept), (0o600, Some(first.clone())));
         fs::write(&path, " of the operator's choice \n").unwrap();
         assert_eq!(admin_token(&options).unwrap(), "of the operator's choice");
         fs::write(&path, "short").unwrap();

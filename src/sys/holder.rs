@@ -50,6 +50,32 @@ const LISTENS: &str = "0A";
 /// that failed, and for `skep doctor`.
 #[must_use]
 pub fn holder(transport: BoundTransport, address: SocketAddr) -> AddressHolder {
+    let mut entries = in_the_way(transport, address);
+    // The requested family comes first: a socket of the other family may not be in the way.
+    entries.sort_by_key(|it| it.address.is_ipv4() != address.is_ipv4());
+    let ranks = entries.iter().map(|it| it.inode).enumerate().map(|(rank, inode)| (inode, rank));
+    let found = process_with(&ranks.collect());
+    match (found, entries.first()) {
+        (Some((id, program)), _) => AddressHolder::Process { id, program },
+        (None, Some(line)) => AddressHolder::User(line.user),
+        (None, None) => AddressHolder::Nobody,
+    }
+}
+
+/// The users of the sockets that get connections to `address`; none if nobody listens there, or the
+/// kernel's tables cannot be read.
+#[must_use]
+pub fn listening_users(address: SocketAddr) -> Vec<u32> {
+    let mut entries = in_the_way(BoundTransport::Tcp, address);
+    // The kernel prefers a socket of exactly this address to one of every address.
+    if entries.iter().any(|it| it.address == address) {
+        entries.retain(|it| it.address == address);
+    }
+    entries.iter().map(|it| it.user).collect()
+}
+
+/// The sockets that may prevent `address` from being bound.
+fn in_the_way(transport: BoundTransport, address: SocketAddr) -> Vec<SocketTableLine> {
     let (name, state) = match transport {
         BoundTransport::Udp => ("udp", None),
         BoundTransport::Tcp => ("tcp", Some(LISTENS)),
@@ -60,15 +86,7 @@ pub fn holder(transport: BoundTransport, address: SocketAddr) -> AddressHolder {
         entries.extend(table.lines().skip(1).filter_map(|it| parse(it, state)));
     }
     entries.retain(|it| is_in_the_way(address, it.address));
-    // The requested family comes first: a socket of the other family may not be in the way.
-    entries.sort_by_key(|it| it.address.is_ipv4() != address.is_ipv4());
-    let ranks = entries.iter().map(|it| it.inode).enumerate().map(|(rank, inode)| (inode, rank));
-    let found = process_with(&ranks.collect());
-    match (found, entries.first()) {
-        (Some((id, program)), _) => AddressHolder::Process { id, program },
-        (None, Some(line)) => AddressHolder::User(line.user),
-        (None, None) => AddressHolder::Nobody,
-    }
+    entries
 }
 
 /// Finds the process that listens on a Unix socket, as the kernel recorded it at the call to
@@ -203,6 +221,21 @@ mod tests {
         }
         drop(udp);
         assert_eq!(holder(BoundTransport::Udp, addresses[0]), AddressHolder::Nobody);
+    }
+
+    #[test]
+    fn users_that_listen_are_found_and_an_exact_address_comes_first() {
+        let any = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = any.local_addr().unwrap().port();
+        let user = rustix::process::getuid().as_raw();
+        assert_eq!(listening_users(SocketAddr::from(([127, 0, 0, 1], port))), [user]);
+        drop(any);
+        let exact = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = exact.local_addr().unwrap();
+        assert_eq!(listening_users(address), [user]);
+        assert_eq!(listening_users(SocketAddr::from(([127, 0, 0, 2], address.port()))), [0; 0]);
+        drop(exact);
+        assert_eq!(listening_users(address), [0; 0]);
     }
 
     #[test]

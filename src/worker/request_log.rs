@@ -103,7 +103,8 @@ impl Sampler {
         let window = self.window.load(Ordering::Relaxed);
         let (second, lines) = (window / Self::LINES, window % Self::LINES);
         let next = match lines {
-            _ if second != now.seconds() => now.seconds() * Self::LINES + 1,
+            // A worker whose turn began earlier counts in the latest second.
+            _ if now.seconds() > second => now.seconds() * Self::LINES + 1,
             LINES_PER_SECOND_MAX.. => return self.hold_back(),
             _ => window + 1,
         };
@@ -198,6 +199,8 @@ mod tests {
         let first: Vec<_> = (0..8).map(|_| at(1000)).collect();
         assert_eq!(first, [Some(0), Some(0), Some(0), Some(0), Some(0), None, None, None]);
         assert_eq!((at(1001), at(1001)), (Some(3), Some(0)));
+        let late: Vec<_> = (0..4).flat_map(|_| [at(1000), at(1001)]).flatten().collect();
+        assert_eq!(late.len(), 3, "workers whose clocks differ have one second together");
         const { assert!(LINES_PER_SECOND_MAX < Sampler::LINES) };
     }
 

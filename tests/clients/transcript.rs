@@ -187,8 +187,8 @@ impl Host {
     fn shell(&self, line: &str) -> Command {
         let line = line.replace("sudo -u skep ", "");
         let line = self.names().into_iter().fold(line, |it, (page, here)| it.replace(&page, &here));
-        let line = ["6881", "6882"].iter().fold(line, |it, port| {
-            it.replace(&format!("--listen-port={port}"), "--listen-port=20000-29999")
+        let line = ["6881", "6882"].iter().fold(line, |line, port| {
+            line.replace(&format!("--listen-port={port}"), "--listen-port=20000-29999")
         });
         let path = std::env::var("PATH").unwrap();
         let mut shell = Command::new("bash");

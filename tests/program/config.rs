@@ -377,6 +377,9 @@ fn what_may_have_been_meant_otherwise_is_warned_of() {
         ("SKEP__UDP__LISTEN", "[::]:7", "UDP is served over IPv6 alone: [::]:7 does not include"),
         ("SKEP__UDP__LISTEN", "[::]:7", "remedy: listen on \"0.0.0.0:7\" as well"),
         ("SKEP__HTTP__LISTEN", "[::]:7,[::1]:7", "HTTP is served over IPv6 alone: [::]:7 does"),
+        ("SKEP__HTTP__TRUSTED_PROXIES", "10.0.0.1,0.0.0.0/0", "lists every address: every client"),
+        ("SKEP__TRACKER__IP_OVERRIDE_FROM", "::/0", "remedy: list your own addresses alone"),
+        ("SKEP__ADMIN__LISTEN", "0.0.0.0:7", "0.0.0.0:7 is every address of this host: whoever"),
     ] {
         let all = warnings(&variable(name, text));
         assert!(all.len() == 1 && all[0].contains(said), "{name}={text}: {all:?}");
@@ -386,6 +389,8 @@ fn what_may_have_been_meant_otherwise_is_warned_of() {
         ("SKEP_SERVICE_HOST", "10.0.0.1"),
         ("SKEP_CONNECTION_ID_KEY", "x"),
         ("SKEP__UDP__LISTEN", "[::1]:7"),
+        ("SKEP__ADMIN__LISTEN", "10.0.0.1:7"),
+        ("SKEP__HTTP__TRUSTED_PROXIES", "10.0.0.0/8"),
         ("SKEP__SERVER__LISTEN", "[::]:7,192.0.2.1:7"),
     ] {
         assert_eq!(warnings(&variable(name, text)), [""; 0], "{name}={text}");

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
@@ -32,12 +32,17 @@ fn ask(skep: &Skep, subcommand: &str, rest: &[&str]) -> (Option<i32>, String, St
     outcome(&ask_with_input(skep, subcommand, rest, ""))
 }
 
-fn ask_with_input(skep: &Skep, subcommand: &str, rest: &[&str], input: &str) -> Output {
+/// A subcommand that asks this tracker, with pipes.
+fn asking_command(skep: &Skep, subcommand: &str, rest: &[&str]) -> Command {
     let mut command = command();
     command.args(subcommand.split(' ')).args(["--admin", &skep.admin.to_string()]);
     command.args(["--retries", "0"]).args(rest).env("STATE_DIRECTORY", skep.folder());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    command
+}
+
+fn ask_with_input(skep: &Skep, subcommand: &str, rest: &[&str], input: &str) -> Output {
+    let mut child = asking_command(skep, subcommand, rest).spawn().unwrap();
     // A command that reads nothing closes the pipe.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
@@ -46,6 +51,17 @@ fn ask_with_input(skep: &Skep, subcommand: &str, rest: &[&str], input: &str) -> 
 fn outcome(output: &Output) -> (Option<i32>, String, String) {
     let (stdout, stderr) = texts(output);
     (output.status.code(), stdout, stderr)
+}
+
+/// As [`ask`], with a standard output that nobody reads: exit code and standard error.
+fn ask_unread(skep: &Skep, subcommand: &str, rest: &[&str], input: &str) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = asking_command(skep, subcommand, rest);
+    let mut child = command.stdout(writer).spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let (code, _, stderr) = outcome(&child.wait_with_output().unwrap());
+    (code, stderr)
 }
 
 /// The objects that a command prints, one per line.
@@ -178,6 +194,68 @@ fn passkeys_are_issued_listed_and_revoked() {
     assert_eq!(ask(&skep, "passkey list", &[]).1, "");
 }
 
+#[test]
+fn changes_go_on_where_nobody_reads_their_output() {
+    let skep = start(&[PRIVATE]);
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["one", "two", "three"] {
+        torrent_file(folder.path(), name);
+    }
+    let unprinted = |subcommand: &str, rest: &[&str], input: &str| {
+        let (code, stderr) = ask_unread(&skep, subcommand, rest, input);
+        assert_eq!(code, Some(1), "{subcommand}: {stderr}");
+        let texts = ["cannot write to standard output", "the changes were made all the same"];
+        assert!(texts.iter().all(|it| stderr.contains(it)), "{subcommand}: {stderr}");
+    };
+    let lines = |subcommand: &str| -> Vec<String> {
+        ask(&skep, subcommand, &[]).1.lines().map(str::to_owned).collect()
+    };
+    unprinted("torrent add", &[folder.path().to_str().unwrap()], "");
+    let torrents = lines("torrent list");
+    assert_eq!(torrents.len(), 3, "{torrents:?}");
+    assert_eq!(ask_unread(&skep, "torrent list", &[], "").0, Some(0), "a list is cut, not failed");
+    let hashes: Vec<_> = torrents.iter().map(|it| it.split('\t').next().unwrap()).collect();
+    unprinted("torrent remove", &hashes, "");
+    assert!(lines("torrent list").is_empty());
+    // More than one request has.
+    let passkeys: String = (0..1001).map(|it| format!("{it:032x} ann\n")).collect();
+    unprinted("passkey import", &["-"], &passkeys);
+    let passkeys = lines("passkey list");
+    assert_eq!(passkeys.len(), 1001);
+    let ids: Vec<_> = passkeys[..6].iter().map(|it| it.split('\t').next().unwrap()).collect();
+    unprinted("passkey revoke", &ids, "");
+    assert_eq!(lines("passkey list").len(), 1001 - 6);
+    unprinted("deny ports add", &["25", "26"], "");
+    unprinted("deny ports remove", &["--json", "25", "26"], "");
+    assert!(lines("deny ports list").is_empty());
+}
+
+#[test]
+fn a_passkey_that_is_issued_and_not_shown_is_named_for_its_revocation() {
+    let skep = start(&[PRIVATE]);
+    let ids_after = |stderr: &str| -> Vec<String> {
+        let (_, ids) = stderr.trim_end().split_once("skep passkey revoke ").unwrap();
+        ids.split(' ').map(str::to_owned).collect()
+    };
+    let mut expected = 0;
+    for (rest, name) in [(&["ann"][..], "ann"), (&["bob", "--json"], "bob")] {
+        let (code, stderr) = ask_unread(&skep, "passkey add", rest, "");
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains("a passkey was issued and is lost"), "{stderr}");
+        let listed = ask(&skep, "passkey list", &["--name", name]).1;
+        assert_eq!(ids_after(&stderr), [listed.split('\t').next().unwrap()]);
+        expected += 1;
+    }
+    let names: String = (0..1002).map(|it| format!("eve {it}\n")).collect();
+    let (code, stderr) = ask_unread(&skep, "passkey import", &["-", "--issue"], &names);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("1,000 passkeys; not imported: 2 lines; remedy: "), "{stderr}");
+    let ids = ids_after(&stderr);
+    let listed = ask(&skep, "passkey list", &[]).1;
+    assert_eq!((ids.len(), listed.lines().count()), (1000, 1000 + expected));
+    assert!(listed.contains(&ids[0]) && listed.contains(&ids[999]), "{}", ids[0]);
+}
+
 /// Whether an announce with this passkey is served.
 fn is_served(skep: &Skep, passkey: &str) -> bool {
     let target = format!(
@@ -307,10 +385,10 @@ fn asking(file: &str) -> Vec<Vec<&str>> {
         "allow clients list",
     ];
     let hash = "0123456789012345678901234567890123456789";
-    let word = |it: &'static str| match it {
+    let word = |word: &'static str| match word {
         "HASH" => hash,
         "FILE" => file,
-        _ => it,
+        _ => word,
     };
     all.map(|it| it.split(' ').map(word).collect()).to_vec()
 }
@@ -372,6 +450,36 @@ fn every_subcommand_stops_at_once_where_no_tracker_responds() {
     assert_eq!(stderr.matches("cannot reach").count(), 1, "{stderr}");
 }
 
+#[test]
+fn a_wrong_variable_ends_a_subcommand_that_needs_the_environment() {
+    let skep = start(&[("SKEP__ADMIN__TOKEN", "open sesame, please")]);
+    let admin = skep.admin.to_string();
+    let ask = |words: &[&str], wrong: &[(&str, &str)]| {
+        let mut command = command();
+        command.args(words).env("SKEP__ADMIN__LISTEN", &admin);
+        command.env("SKEP__ADMIN__TOKEN", "open sesame, please").envs(wrong.iter().copied());
+        outcome(&command.output().unwrap())
+    };
+    assert_eq!(ask(&["status"], &[]).0, Some(0));
+    let wrong = [("SKEP__TRACKER__INTERVAL_S", "soon"), ("SKEP__ADMIN__LISTN", "x")];
+    for words in [&["status"][..], &["deny", "ports", "add", "25"], &["health"]] {
+        let (code, stdout, stderr) = ask(words, &wrong);
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{words:?} {stderr}");
+        for (name, _) in wrong {
+            let is_named = stderr.lines().any(|it| it.contains(name) && it.starts_with("skep: "));
+            assert!(is_named, "{words:?}: {name} is not in {stderr}");
+        }
+    }
+    let named = ["status", "--admin", &admin];
+    let with_token = [&named[..], &["--token", "open sesame, please"]].concat();
+    for words in [&named[..], &with_token, &["health", "--admin", &admin]] {
+        let (code, _, stderr) = ask(words, &wrong);
+        assert_eq!(code, Some(0), "the environment is not needed: {words:?} {stderr}");
+    }
+    let (code, _, stderr) = ask(&named, &[wrong[0], ("SKEP__ADMIN__TOKEN", "")]);
+    assert_eq!(code, Some(2), "the state directory with the token is unknown: {stderr}");
+}
+
 /// Responds to each connection with the next of these responses.
 fn respond(listener: TcpListener, responses: &'static [&'static str]) {
     for response in responses {
@@ -416,7 +524,7 @@ fn bad_arguments_end_with_2_and_name_what_is_allowed() {
         (&["torrent", "show", "12"], "40 or 64 hexadecimal digits"),
         (&["torrent", "remove", &"g".repeat(40)], "40 or 64 hexadecimal digits"),
         (&["torrent", "list", "--sort", "size"], "peers, seeders, completed"),
-        (&["deny", "networks", "add", "10.0.0.0/33"], "\"10.0.0.0/33\" must be a network"),
+        (&["deny", "networks", "add", "10.0.0.0/33"], "\"10.0.0.0/33\" is not a network"),
         (&["deny", "ports", "remove", "0x19"], "\"0x19\" must be a port"),
         (&["allow", "ports", "list"], "ports"),
         (&["passkey", "add"], "NAME"),

@@ -147,7 +147,9 @@
     chart.none.hidden = most > 0;
     chart.high.hidden = chart.half.hidden = !(most > 0);
     chart.high.textContent = chart.text(top);
-    chart.half.textContent = chart.text(top / 2);
+    // A count has no half: "3" beside the middle of 5 would be false.
+    const hasHalf = chart.text !== grouped || Number.isInteger(top / 2);
+    chart.half.textContent = hasHalf ? chart.text(top / 2) : "";
     chart.spike.hidden = most <= top;
     chart.spike.textContent = "▲ " + chart.text(most);
     chart.spike.style.left = Math.min(Math.max(100 * place(highest), 12), 88) + "%";
@@ -157,7 +159,7 @@
     chart.time.textContent = clock(row[0], span.s <= 300);
     chart.time.style.left = 100 * place(row) + "%";
     chart.time.style.transform = "translate(" + (place(row) > 0.5 ? "-105%" : "5%") + ",0)";
-    chart.told.textContent = chart.title + ": " + lines.map(line =>
+    chart.spoken.textContent = chart.title + ": " + lines.map(line =>
       line.name + " " + line.value.textContent).join(", ") + "; at most " + chart.text(most) +
       " in " + span.name;
   };
@@ -181,7 +183,7 @@
     chart.plot = add(figure, "div", undefined, "plot");
     const svg = draw(chart.plot, "svg", {role: "img", tabindex: 0, preserveAspectRatio: "none",
       viewBox: "0 0 " + WIDTH + " " + HEIGHT});
-    chart.told = draw(svg, "title", {});
+    chart.spoken = draw(svg, "title", {});
     for (const y of [0, HEIGHT / 2, HEIGHT]) draw(svg, "line", {x1: 0, x2: WIDTH, y1: y, y2: y});
     chart.marks = draw(svg, "g", {});
     chart.labels = [];

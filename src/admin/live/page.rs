@@ -19,7 +19,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::board::VERSION;
 use super::sample::Sample;
-use super::tables::{self, CLIENTS, Figure, Head, LAYOUTS, Layout, Rows, TOP, TopRow, WARNINGS};
+use super::tables::{
+    self, CLIENTS, Figure, LAYOUTS, Layout, PageHead, Rows, TOP, TopRow, WARNINGS,
+};
 use crate::admin::access::RequestSender;
 use crate::admin::{Admin, NOT_KEPT, Process};
 use crate::frontend::drawing::{BarPart, DAY_MINUTES, DayLine, client_bar};
@@ -86,7 +88,7 @@ fn inside<'a>(page: &'a str, tag: &str) -> &'a str {
 #[template(path = "admin/live/page.html")]
 struct LivePage {
     version: &'static str,
-    head: Head,
+    head: PageHead,
     figures: Vec<Figure>,
     /// Peers over the last 24 hours.
     day: DayLine,

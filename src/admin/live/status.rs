@@ -1,10 +1,12 @@
 //! `/api/v1/status`: the latest sample for `skep status` and other programs, with what an operator
 //! should know of it.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::board::VERSION;
 use super::sample::{Cause, Flow, Sample};
@@ -43,80 +45,81 @@ const MEMORY_FULL: f64 = 0.95;
 /// The load from which clients wait far longer than usual between announces.
 const LOAD_HIGH: f64 = 0.9;
 
-#[derive(Serialize)]
-struct StatusResponse {
-    version: &'static str,
-    state: String,
-    uptime_s: u64,
-    backend: &'static str,
-    access_mode: &'static str,
-    rates: Rates,
-    peers: Peers,
-    torrents: Torrents,
-    limits: Limits,
-    memory: Memory,
+/// The response, for `skep status` as well. Fields that a reader does not know are ignored.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct StatusResponse {
+    pub(crate) version: Cow<'static, str>,
+    pub(crate) state: String,
+    pub(crate) uptime_s: u64,
+    pub(crate) backend: Cow<'static, str>,
+    pub(crate) access_mode: Cow<'static, str>,
+    pub(crate) rates: StatusRates,
+    pub(crate) peers: StatusPeers,
+    pub(crate) torrents: StatusTorrents,
+    pub(crate) limits: StatusLimits,
+    pub(crate) memory: StatusMemory,
     /// Seconds since the Unix epoch; 0: there is none.
-    snapshot_at_s: u64,
-    warnings: Vec<Warning>,
+    pub(crate) snapshot_at_s: u64,
+    pub(crate) warnings: Vec<StatusWarning>,
 }
 
 /// Per second, over all protocols.
-#[derive(Serialize)]
-struct Rates {
-    announces: f64,
-    scrapes: f64,
-    connects: f64,
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct StatusRates {
+    pub(crate) announces: f64,
+    pub(crate) scrapes: f64,
+    pub(crate) connects: f64,
     /// Datagrams without a response.
-    dropped: f64,
+    pub(crate) dropped: f64,
     /// Errors as responses.
-    refused: f64,
+    pub(crate) refused: f64,
 }
 
-#[derive(Serialize)]
-struct Peers {
-    all: u64,
-    seeders: u64,
-    leechers: u64,
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct StatusPeers {
+    pub(crate) all: u64,
+    pub(crate) seeders: u64,
+    pub(crate) leechers: u64,
 }
 
-#[derive(Serialize)]
-struct Torrents {
-    all: u64,
-    active: u64,
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct StatusTorrents {
+    pub(crate) all: u64,
+    pub(crate) active: u64,
     /// Registered info-hashes; a hybrid torrent has two.
-    registered: u64,
-    passkeys: u64,
+    pub(crate) registered: u64,
+    pub(crate) passkeys: u64,
 }
 
-#[derive(Serialize)]
-struct Limits {
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct StatusLimits {
     /// Whether sources are limited, as on the page.
-    sources: &'static str,
-    sources_over: u64,
-    sources_denied: u64,
-    interval_s: f64,
+    pub(crate) sources: Cow<'static, str>,
+    pub(crate) sources_over: u64,
+    pub(crate) sources_denied: u64,
+    pub(crate) interval_s: f64,
     /// 0: the usual interval; 1: the longest.
-    load: f64,
-    busiest_worker: f64,
+    pub(crate) load: f64,
+    pub(crate) busiest_worker: f64,
 }
 
-#[derive(Serialize)]
-struct Memory {
-    resident_bytes: u64,
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct StatusMemory {
+    pub(crate) resident_bytes: u64,
     /// 0: no cap.
-    cap_bytes: u64,
-    store_bytes: u64,
+    pub(crate) cap_bytes: u64,
+    pub(crate) store_bytes: u64,
     /// 0: no limit.
-    store_limit_bytes: u64,
+    pub(crate) store_limit_bytes: u64,
 }
 
 /// What an operator should know, with its remedy.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Warning {
+#[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct StatusWarning {
     /// Never changes, for programs.
-    id: &'static str,
-    pub(super) message: String,
-    pub(super) remedy: &'static str,
+    pub(crate) id: Cow<'static, str>,
+    pub(crate) message: String,
+    pub(crate) remedy: Cow<'static, str>,
 }
 
 /// Serves the latest figures.
@@ -136,34 +139,34 @@ impl StatusResponse {
         let (seeders, leechers) = (store.seeders.iter().sum(), store.leechers.iter().sum());
         let whole = |name| rounded(value(sample, name));
         Self {
-            version: VERSION,
+            version: VERSION.into(),
             state: sample.state.clone(),
             uptime_s: sample.uptime_s,
-            backend: sample.backend,
-            access_mode,
-            rates: Rates {
+            backend: sample.backend.into(),
+            access_mode: access_mode.into(),
+            rates: StatusRates {
                 announces: sample.answered(Action::Announce).per_s,
                 scrapes: sample.answered(Action::Scrape).per_s,
                 connects: sample.answered(Action::Connect).per_s,
                 dropped: dropped.per_s,
                 refused: sample.errors().per_s,
             },
-            peers: Peers { all: seeders + leechers, seeders, leechers },
-            torrents: Torrents {
+            peers: StatusPeers { all: seeders + leechers, seeders, leechers },
+            torrents: StatusTorrents {
                 all: store.torrents,
                 active: store.active_torrents,
                 registered: whole("skep_registered_torrents"),
                 passkeys: whole("skep_passkeys"),
             },
-            limits: Limits {
-                sources: sample.limits,
+            limits: StatusLimits {
+                sources: sample.limits.into(),
                 sources_over: sample.limited_sources,
                 sources_denied: whole("skep_kernel_denied_sources"),
                 interval_s: value(sample, "skep_announce_interval_seconds"),
                 load: value(sample, "skep_load_ratio"),
                 busiest_worker: sample.busiest_ratio(),
             },
-            memory: Memory {
+            memory: StatusMemory {
                 resident_bytes: whole("skep_memory_resident_bytes"),
                 cap_bytes: whole("skep_memory_cap_bytes"),
                 store_bytes: whole("skep_store_used_bytes"),
@@ -192,26 +195,26 @@ fn labelled(sample: &Sample, name: &str, label: (&str, &str)) -> f64 {
 }
 
 /// Everything that is wrong, the worst first.
-pub(super) fn warnings(sample: &Sample) -> Vec<Warning> {
+pub(super) fn warnings(sample: &Sample) -> Vec<StatusWarning> {
     let all = [of_sources(sample), of_load(sample), of_certificate(sample), of_state(sample)];
     all.into_iter().flatten().collect()
 }
 
 /// Adds a warning if there is reason for one.
 fn warn(
-    found: &mut Vec<Warning>,
+    found: &mut Vec<StatusWarning>,
     is_due: bool,
     id: &'static str,
     message: impl FnOnce() -> String,
     remedy: &'static str,
 ) {
     if is_due {
-        found.push(Warning { id, message: message(), remedy });
+        found.push(StatusWarning { id: id.into(), message: message(), remedy: remedy.into() });
     }
 }
 
 /// Of the addresses of clients.
-fn of_sources(sample: &Sample) -> Vec<Warning> {
+fn of_sources(sample: &Sample) -> Vec<StatusWarning> {
     let remedy = "let clients' addresses through: the host's network instead of a bridge, \
                   externalTrafficPolicy: Local, or http.trusted_proxies for the reverse proxy in \
                   front";
@@ -232,7 +235,7 @@ fn of_sources(sample: &Sample) -> Vec<Warning> {
 }
 
 /// Of what is short at this moment.
-fn of_load(sample: &Sample) -> Vec<Warning> {
+fn of_load(sample: &Sample) -> Vec<StatusWarning> {
     let mut found = Vec::new();
     let drops = per_s(sample, "skep_udp_socket_drops_total");
     // The kernel counts datagrams of denied sources as well.
@@ -261,7 +264,7 @@ fn of_load(sample: &Sample) -> Vec<Warning> {
 }
 
 /// Of the TLS certificate.
-fn of_certificate(sample: &Sample) -> Vec<Warning> {
+fn of_certificate(sample: &Sample) -> Vec<StatusWarning> {
     let mut found = Vec::new();
     let end_s = value(sample, "skep_tls_certificate_not_after_timestamp_seconds");
     let left_s = end_s - sample.at_s;
@@ -275,7 +278,7 @@ fn of_certificate(sample: &Sample) -> Vec<Warning> {
 }
 
 /// Of what failed since the start.
-fn of_state(sample: &Sample) -> Vec<Warning> {
+fn of_state(sample: &Sample) -> Vec<StatusWarning> {
     let mut found = Vec::new();
     let log = "see the log for the cause";
     let failed = |name, what: &str| {
@@ -324,9 +327,9 @@ mod tests {
 
     const NOW_S: f64 = 1.8e9;
 
-    fn ids(flows: Vec<MetricFlow>) -> Vec<&'static str> {
+    fn ids(flows: Vec<MetricFlow>) -> Vec<Cow<'static, str>> {
         let sample = Sample { flows, at_s: NOW_S, ..Sample::default() };
-        warnings(&sample).iter().map(|it| it.id).collect()
+        warnings(&sample).into_iter().map(|it| it.id).collect()
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::sample::{Cause, Flow, Protocol, Sample, cause_of, float};
 use super::status::warnings;
-use super::top::NamedTorrent;
+use super::top::TopTorrent;
 use crate::frontend::figures::{bytes, count, duration, grouped, percent, rate, rounded};
 use crate::frontend::stats::client_rows;
 use crate::types::{Action, Dropped, NotStored, PeerKind, Refusal, Rejected};
@@ -192,7 +192,7 @@ const SINCE_START: Column = Number("Since start");
 
 /// What the head of the page names.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Head {
+pub(super) struct PageHead {
     /// Its host; `skep` if that is unknown.
     pub(super) host: String,
     /// Its state.
@@ -208,10 +208,10 @@ pub(super) struct Head {
 }
 
 /// The head of the page.
-pub(super) fn head(sample: &Sample) -> Head {
+pub(super) fn head(sample: &Sample) -> PageHead {
     let store = &sample.store;
     let [seeders, leechers] = [&store.seeders, &store.leechers].map(|it| it.iter().sum::<u64>());
-    Head {
+    PageHead {
         host: if sample.host.is_empty() { "skep".into() } else { sample.host.to_string() },
         state: if sample.state.is_empty() { "starting".into() } else { sample.state.clone() },
         uptime: duration(sample.uptime_s),
@@ -249,7 +249,8 @@ pub(super) fn figures(sample: &Sample) -> Vec<Figure> {
 
 /// The rows of every table but the largest torrents', by the table's id.
 pub(super) fn tables(sample: &Sample) -> BTreeMap<&'static str, Rows> {
-    let warning_rows = warnings(sample).into_iter().map(|it| vec![it.message, it.remedy.into()]);
+    let warning_rows =
+        warnings(sample).into_iter().map(|it| vec![it.message, it.remedy.into_owned()]);
     BTreeMap::from([
         (WARNINGS, warning_rows.collect()),
         ("requests", requests(sample)),
@@ -287,8 +288,8 @@ impl TopRow {
 }
 
 /// The rows of the largest torrents' table.
-pub(super) fn top(listed: &[NamedTorrent]) -> Vec<TopRow> {
-    let row = |NamedTorrent { torrent, name }: &NamedTorrent| {
+pub(super) fn top(listed: &[TopTorrent]) -> Vec<TopRow> {
+    let row = |TopTorrent { torrent, name }: &TopTorrent| {
         let counts = [torrent.counts.seeders, torrent.counts.leechers, torrent.counts.completed];
         let counts = counts.map(|it| grouped(it.into()));
         TopRow { hash: torrent.info_hash.to_string(), name: name.clone(), counts }

@@ -21,16 +21,16 @@ const AGE_S_MAX: u64 = 10;
 pub(in crate::admin) struct Top(Arc<Mutex<Option<List>>>);
 
 /// The time of the list, and its torrents.
-type List = (Now, Arc<[NamedTorrent]>);
+type List = (Now, Arc<[TopTorrent]>);
 
 /// A torrent with the name under which it is registered; empty if there is none.
 #[derive(Clone)]
-pub(in crate::admin) struct NamedTorrent {
+pub(in crate::admin) struct TopTorrent {
     pub(super) torrent: ListedTorrent,
     pub(super) name: String,
 }
 
-impl NamedTorrent {
+impl TopTorrent {
     /// Looks the name up in the database, where registrations are kept.
     fn of(torrent: ListedTorrent, registered: &AccessManager) -> Self {
         let record = registered.registered(&torrent.info_hash).ok();
@@ -40,7 +40,7 @@ impl NamedTorrent {
 
 impl Top {
     /// The largest torrents, as of some seconds ago; waits for the walk. Empty if the walk fails.
-    pub(super) async fn awaited<P: Process>(&self, admin: &Admin<P>) -> Arc<[NamedTorrent]> {
+    pub(super) async fn awaited<P: Process>(&self, admin: &Admin<P>) -> Arc<[TopTorrent]> {
         if self.fresh(admin).is_none() {
             // Fails only on a closed semaphore; this one is never closed.
             let permit = admin.walk.clone().acquire_owned().await.ok();
@@ -77,7 +77,7 @@ impl Top {
         let _ = api::walk_with(permit, admin, move |listing| {
             let found = listing.torrents_by(TorrentOrder::Peers, COUNT);
             let access_manager = process.access_manager();
-            let found = found.into_iter().map(|torrent| NamedTorrent::of(torrent, &access_manager));
+            let found = found.into_iter().map(|torrent| TopTorrent::of(torrent, &access_manager));
             *top.kept() = Some((process.now(), found.collect()));
         })
         .await;

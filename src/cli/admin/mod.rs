@@ -2,9 +2,11 @@
 //! and its token, requests with tries, and errors with remedies.
 
 mod address;
+mod output;
 
 use std::fs;
 use std::io;
+use std::net::ToSocketAddrs as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,9 +18,11 @@ use serde_json::Value;
 
 use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_with, reachable};
 use crate::client::tls::{self, TlsConfigError, Trust};
-use crate::config::{Config, SettingsSource};
+use crate::config::{Config, ConfigError, SettingsSource};
 use crate::server;
+use crate::sys::holder::listening_users;
 pub(super) use address::{AdminAddress, AdminAddressError};
+pub(super) use output::ChangeOutput;
 
 /// The wait between two tries.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -73,6 +77,12 @@ pub(super) enum AdminArgumentError {
     EmptyTokenFile(PathBuf),
     #[error("the token has characters that a header cannot carry")]
     Token,
+    /// The environment may name the listener, the token, and where tokens are kept.
+    #[error(
+        "the settings of the environment are invalid; remedy: correct them, or name the listener \
+         with --admin and the token with --token-file\n{0}"
+    )]
+    Environment(#[from] ConfigError),
     #[error(transparent)]
     Tls(#[from] TlsConfigError),
 }
@@ -101,6 +111,18 @@ pub(super) enum AdminError {
     /// The response is not that of an admin listener.
     #[error("the program at {0} is not skep, or an older version; remedy: see --admin")]
     NotSkep(String),
+    /// Another user's program listens where skep is expected.
+    #[error(
+        "the program at {at} belongs to user {user}, who is neither root nor the owner of the \
+         token that was found, so the token is not sent; remedy: start skep, name its admin \
+         listener with --admin, or if that program is trusted, the token with --token-file"
+    )]
+    OtherUser {
+        /// The listener.
+        at: String,
+        /// The user's id.
+        user: u32,
+    },
     /// No token was found, and one is needed.
     #[error(
         "token missing: it is that of the setting admin.token, or where that is empty, of the file \
@@ -143,10 +165,26 @@ pub(super) struct AdminClient {
     address: AdminAddress,
     server: Server,
     /// The first token is sent; a refused token is removed while there is another.
-    tokens: Vec<String>,
+    tokens: Vec<Token>,
     retries: u32,
     /// The wait between two tries.
     pause: Duration,
+}
+
+/// A token, and how it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Token {
+    text: String,
+    /// The owner of the file in which it was found unasked. It is sent to programs of this user and
+    /// of root alone: while skep is not running, every user of this host may listen on its port.
+    owner: Option<u32>,
+}
+
+impl Token {
+    /// A token that was named.
+    fn named(text: impl Into<String>) -> Self {
+        Self { text: text.into(), owner: None }
+    }
 }
 
 /// The result of one try.
@@ -163,15 +201,21 @@ impl AdminArguments {
     /// The client of the tracker that the flags name.
     ///
     /// # Errors
-    /// [`AdminArgumentError`] for a token or certificates that cannot be used.
+    /// [`AdminArgumentError`] for a token, certificates or an environment that cannot be used.
     pub(super) fn client(&self) -> Result<AdminClient, AdminArgumentError> {
-        let config = config_of_environment();
-        let default = Config::default().admin.listen;
-        let listen = config.as_ref().map_or(default, |it| it.admin.listen);
-        let address = self.admin.clone().unwrap_or_else(|| reachable(listen).into());
-        let mut tokens = self.tokens(&address, config.as_ref())?;
-        tokens.retain(|it| !it.is_empty());
-        if tokens.iter().any(|it| it.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
+        let named = self.named_token()?;
+        let (address, mut tokens) = match (self.admin.clone(), named) {
+            (Some(address), Some(token)) => (address, vec![token]),
+            (address, token) => {
+                let config = config_of_environment()?;
+                let address = address.unwrap_or_else(|| reachable(config.admin.listen).into());
+                let kept = || kept_tokens(&address, &config);
+                let tokens = token.map_or_else(kept, |token| vec![token]);
+                (address, tokens)
+            }
+        };
+        tokens.retain(|it| !it.text.is_empty());
+        if tokens.iter().any(|it| it.text.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
             return Err(AdminArgumentError::Token);
         }
         let mut server = Server { authority: address.authority.clone(), tls: None };
@@ -182,37 +226,35 @@ impl AdminArguments {
         Ok(AdminClient { address, server, tokens, retries: self.retries, pause: PAUSE })
     }
 
-    /// The tokens to try, in this order.
-    fn tokens(
-        &self,
-        address: &AdminAddress,
-        config: Option<&Config>,
-    ) -> Result<Vec<String>, AdminArgumentError> {
+    /// The token of the flags, or of the environment.
+    fn named_token(&self) -> Result<Option<Token>, AdminArgumentError> {
         if let Some(token) = &self.token {
-            return Ok(vec![token.clone()]);
+            return Ok(Some(Token::named(token)));
         }
         if let Some(path) = &self.token_file {
             let text = fs::read_to_string(path)
                 .map_err(|error| AdminArgumentError::TokenFile(path.clone(), error))?;
             let first = text.lines().next().map(str::trim).filter(|it| !it.is_empty());
             let first = first.ok_or_else(|| AdminArgumentError::EmptyTokenFile(path.clone()))?;
-            return Ok(vec![first.to_owned()]);
+            return Ok(Some(Token::named(first)));
         }
         let set = std::env::var("SKEP__ADMIN__TOKEN").ok().filter(|it| !it.is_empty());
-        Ok(set.map_or_else(|| kept_tokens(address, config), |it| vec![it]))
+        Ok(set.map(Token::named))
     }
 }
 
-/// The settings of the environment, if they are valid.
-fn config_of_environment() -> Option<Config> {
-    let environment = super::environment().ok()?;
-    SettingsSource { environment, ..SettingsSource::default() }.load().ok()
+/// The settings of the environment. If one is wrong, no default takes its place: the default
+/// listener may be another program, which would be sent the token.
+fn config_of_environment() -> Result<Config, ConfigError> {
+    let environment = super::environment()?;
+    SettingsSource { environment, ..SettingsSource::default() }.load()
 }
 
 /// The tokens that trackers on this host generated. They are never sent to another host.
-fn kept_tokens(address: &AdminAddress, config: Option<&Config>) -> Vec<String> {
-    let config = config.filter(|_| address.is_this_host());
-    config.map(server::kept_tokens).unwrap_or_default()
+fn kept_tokens(address: &AdminAddress, config: &Config) -> Vec<Token> {
+    let config = Some(config).filter(|_| address.is_this_host());
+    let found = config.map(server::kept_tokens).unwrap_or_default();
+    found.into_iter().map(|(text, owner)| Token { text, owner: Some(owner) }).collect()
 }
 
 impl AdminClient {
@@ -281,6 +323,13 @@ impl AdminClient {
         }
     }
 
+    /// A user who listens at the address, if neither the owner of a token nor root.
+    fn other_user(&self, owner: u32) -> Option<u32> {
+        let addresses = self.address.authority.to_socket_addrs().ok()?;
+        let mut users = addresses.flat_map(listening_users);
+        users.find(|user| *user != owner && *user != 0)
+    }
+
     fn one_try(
         &self,
         method: &Method,
@@ -292,10 +341,13 @@ impl AdminClient {
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        if let Some(token) = self.tokens.first() {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-        }
         let at = || self.address.to_string();
+        if let Some(Token { text, owner }) = self.tokens.first() {
+            if let Some(user) = owner.and_then(|owner| self.other_user(owner)) {
+                return Err(TryError::Final(AdminError::OtherUser { at: at(), user }));
+            }
+            request = request.header(AUTHORIZATION, format!("Bearer {text}"));
+        }
         let response = exchange_with(&self.server, request, body.to_vec(), LIMITS);
         let response = response.map_err(|error| match error.error {
             AdminRequestError::NotHttp => TryError::Final(AdminError::NotSkep(at())),
@@ -345,8 +397,15 @@ pub(super) enum CommandError {
     Arguments(#[from] AdminArgumentError),
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// A list, or what else changes nothing, is not printed.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
+    /// Changes are not printed.
+    #[error(
+        "cannot write to standard output: {0}; the changes were made all the same, except those \
+         that the tracker refused"
+    )]
+    Unprinted(io::Error),
     #[error("{0}")]
     Failed(String),
     #[error("{0}")]
@@ -357,12 +416,17 @@ pub(super) enum CommandError {
 pub(super) fn conclude(result: Result<ExitCode, CommandError>) -> ExitCode {
     match result {
         Ok(code) => code,
-        // A closed pipe is not an error: `head`, for instance, stops early.
+        // A closed pipe is not an error of a list: `head`, for instance, stops early.
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            super::complain(&super::text::escaped(&error.to_string()));
+            let lines = error.to_string();
+            super::complain(&match error {
+                // Lines without control characters, one for each fault.
+                CommandError::Arguments(AdminArgumentError::Environment(_)) => lines,
+                _ => super::text::escaped(&lines),
+            });
             match error {
                 CommandError::Arguments(_) | CommandError::Usage(_) => ExitCode::from(2),
                 _ => ExitCode::FAILURE,
@@ -400,7 +464,7 @@ mod tests {
     fn client(listener: &TcpListener, tokens: &[&str], retries: u32) -> AdminClient {
         let address: AdminAddress = listener.local_addr().unwrap().into();
         let server = Server { authority: address.authority.clone(), tls: None };
-        let tokens = tokens.iter().map(|it| (*it).to_owned()).collect();
+        let tokens = tokens.iter().map(|it| Token::named(*it)).collect();
         AdminClient { address, server, tokens, retries, pause: Duration::ZERO }
     }
 
@@ -421,6 +485,17 @@ mod tests {
         assert_eq!((created(&mut fitting), created(&mut fitting)), (Ok(true), Ok(true)));
         assert_eq!(created(&mut none), Err(AdminError::WrongToken));
         assert_eq!(thread.join().unwrap(), ["old", "new", "new", "old", "older"]);
+    }
+
+    #[test]
+    fn a_token_that_was_found_is_not_sent_to_another_user() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let user = rustix::process::getuid().as_raw();
+        let client = client(&listener, &[], 0);
+        assert_eq!(client.other_user(user), None);
+        // Root may be trusted; tests also run as root.
+        let other = (user != 0).then_some(user);
+        assert_eq!(client.other_user(user.wrapping_add(1)), other);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! before the first request, so that a bad line changes nothing.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{LimitArguments, NewPasskeyBody};
 use crate::access::passkey::{NAME_BYTES_MAX, digest_of};
-use crate::cli::admin::{self, AdminArguments, CommandError};
+use crate::cli::admin::{self, AdminArguments, ChangeOutput, CommandError};
 use crate::cli::table::{Cell, Table};
 use crate::cli::text::count;
 use crate::sys::regular_file;
@@ -76,6 +76,18 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, CommandError> {
         let more = if more > 0 { format!("and {more} more; ") } else { String::new() };
         CommandError::Failed(format!("{first}{more}nothing is imported"))
     })?;
+    let mut output = ChangeOutput::default();
+    let imported = import(options, &entries, &mut output);
+    output.end(imported)
+}
+
+/// Imports all entries. New passkeys are shown only now: if they cannot be printed, no further ones
+/// are issued.
+fn import(
+    options: &Options,
+    entries: &[Entry<'_>],
+    output: &mut ChangeOutput,
+) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let mut table = Table::new(["STATUS", "ID", "PASSKEY", "NAME"]);
     let (mut done, mut known) = (0, 0);
@@ -100,14 +112,30 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, CommandError> {
         known += results.iter().filter(|it| it["status"] == "known").count();
         if options.json {
             let lines: String = results.iter().map(|it| format!("{it}\n")).collect();
-            io::stdout().lock().write_all(lines.as_bytes())?;
+            output.print(&lines);
         } else {
-            table.print(&results.iter().map(row).collect::<Vec<_>>())?;
+            output.keep(|| table.print(&results.iter().map(row).collect::<Vec<_>>()));
+        }
+        if options.issue
+            && let Some(error) = output.take_error()
+        {
+            return Err(lost(&error, &results, entries.len() - done));
         }
     }
     let added = count((done - known) as u64, "passkey");
     crate::cli::complain(&format!("{added} added, {known} known"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The error where new passkeys were issued and could not be printed.
+fn lost(error: &io::Error, issued: &[Value], rest: usize) -> CommandError {
+    let (number, rest) = (count(issued.len() as u64, "passkey"), count(rest as u64, "line"));
+    let ids: Vec<_> = issued.iter().filter_map(|it| it["id"].as_str()).collect();
+    CommandError::Failed(format!(
+        "cannot write to standard output: {error}; issued, and not or not all of them shown: \
+         {number}; not imported: {rest}; remedy: revoke those that are lost, skep passkey revoke {}",
+        ids.join(" ")
+    ))
 }
 
 fn row(result: &Value) -> [Cell; 4] {

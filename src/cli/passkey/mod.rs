@@ -10,7 +10,7 @@ use http::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::admin::{self, AdminArguments, AdminClient, AdminError, CommandError};
+use super::admin::{self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError};
 use super::table::{Cell, Table};
 use super::text::{count, escaped};
 use crate::access::passkey::{digest_of, id_of};
@@ -151,16 +151,25 @@ fn add(options: &AddOptions) -> Result<ExitCode, CommandError> {
     let body = NewPasskeyBody { name: &options.name, passkey: None, limits: &options.limits };
     let body = json!(body).to_string().into_bytes();
     let new = client.request_once(Method::POST, "/api/v1/passkeys", body)?.body;
-    if options.json {
-        writeln!(io::stdout().lock(), "{new}")?;
-        return Ok(ExitCode::SUCCESS);
-    }
     let text = |key: &str| escaped(new[key].as_str().unwrap_or_default());
     let (passkey, id, name) = (text("passkey"), text("id"), text("name"));
-    let lines = format!(
-        "passkey  {passkey}\nid       {id}\nname     {name}\npath     /announce/{passkey}\n"
-    );
-    io::stdout().lock().write_all(lines.as_bytes())?;
+    let lines = match options.json {
+        true => format!("{new}\n"),
+        false => format!(
+            "passkey  {passkey}\nid       {id}\nname     {name}\npath     /announce/{passkey}\n"
+        ),
+    };
+    let mut output = ChangeOutput::default();
+    output.print(&lines);
+    if let Some(error) = output.take_error() {
+        return Err(CommandError::Failed(format!(
+            "cannot write to standard output: {error}; a passkey was issued and is lost, because \
+             it is shown only once; remedy: revoke it, skep passkey revoke {id}"
+        )));
+    }
+    if options.json {
+        return Ok(ExitCode::SUCCESS);
+    }
     // The passkey is issued, whatever becomes of this question.
     let others = named(&mut client, &options.name).unwrap_or_default().len().saturating_sub(1);
     if others > 0 {
@@ -226,6 +235,15 @@ fn row(passkey: &Value) -> [Cell; 8] {
 
 /// Revokes passkeys.
 fn revoke(options: &RevokeOptions) -> Result<ExitCode, CommandError> {
+    let mut output = ChangeOutput::default();
+    let revoked = revoke_all(options, &mut output);
+    output.end(revoked)
+}
+
+fn revoke_all(
+    options: &RevokeOptions,
+    output: &mut ChangeOutput,
+) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let mut are_revoked = true;
     for text in &options.passkeys {
@@ -247,7 +265,7 @@ fn revoke(options: &RevokeOptions) -> Result<ExitCode, CommandError> {
                 format!("failed  {}: {}", escaped(shown), escaped(&error.to_string()))
             }
         };
-        writeln!(io::stdout().lock(), "{line}")?;
+        output.print(&(line + "\n"));
     }
     Ok(ExitCode::from(u8::from(!are_revoked)))
 }

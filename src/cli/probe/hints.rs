@@ -7,14 +7,14 @@ use crate::types::Refusal;
 
 /// What the user has named, beside the URL.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Request {
+pub(super) struct ProbeRequest {
     /// `--info-hash`.
     pub(super) names_torrent: bool,
     /// `--passkey`, or a passkey in the URL.
     pub(super) names_passkey: bool,
 }
 
-impl Request {
+impl ProbeRequest {
     /// What to do about a refusal with this reason; `None` if the reason is unknown. Trackers have
     /// texts of their own: words that occur in them decide.
     pub(super) fn remedy(self, reason: &str) -> Option<&'static str> {
@@ -92,8 +92,8 @@ pub(super) fn is_unrouted(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    const NOTHING: Request = Request { names_torrent: false, names_passkey: false };
-    const BOTH: Request = Request { names_torrent: true, names_passkey: true };
+    const NOTHING: ProbeRequest = ProbeRequest { names_torrent: false, names_passkey: false };
+    const BOTH: ProbeRequest = ProbeRequest { names_torrent: true, names_passkey: true };
 
     #[test]
     fn a_refusal_leads_to_the_flag_that_was_not_given() {

@@ -28,7 +28,7 @@ use crate::sys::clock::Clock;
 use crate::types::{InfoHash, PeerId, ScrapeEntry};
 
 use super::info_hash;
-use hints::Request;
+use hints::ProbeRequest;
 use stream::ConnectRoute;
 
 const EXAMPLES: &str = "\
@@ -289,7 +289,7 @@ fn probe_address(
     let done = client(asked, address, tls, timeouts, ProbeIdentity::new(options.info_hash))
         .and_then(|mut client| converse(&mut verdict, client.as_mut()));
     if let Err(mut failure) = done {
-        let request = Request {
+        let request = ProbeRequest {
             names_torrent: options.info_hash.is_some(),
             names_passkey: passkey::of_path(asked.path.as_bytes()).is_some(),
         };

@@ -15,7 +15,9 @@ use http::Method;
 use serde::Serialize;
 
 use super::read;
-use crate::cli::admin::{self, AdminArguments, AdminClient, AdminError, CommandError};
+use crate::cli::admin::{
+    self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError,
+};
 use crate::cli::text::escaped;
 use crate::client::metainfo::Metainfo;
 
@@ -101,15 +103,11 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, CommandError> {
             Err((path, problem)) => Ok(FileResult::failed(&path, problem)),
         };
         match result {
-            Ok(result) => progress.print_result(&result)?,
-            Err(error) => {
-                progress.end()?;
-                return Err(error.into());
-            }
+            Ok(result) => progress.print_result(&result),
+            Err(error) => return progress.end(Some(error)),
         }
     }
-    progress.end()?;
-    Ok(ExitCode::from(u8::from(progress.counts[Status::Failed as usize] > 0)))
+    progress.end(None)
 }
 
 /// A file to register, or a path that cannot be read and why.
@@ -233,18 +231,20 @@ struct Progress {
     json: bool,
     /// Whether standard error is a terminal, which shows the count.
     shown: bool,
+    output: ChangeOutput,
 }
 
 impl Progress {
     fn new(total: usize, json: bool) -> Self {
-        Self { total, counts: [0; 3], json, shown: io::stderr().is_terminal() }
+        let (shown, output) = (io::stderr().is_terminal(), ChangeOutput::default());
+        Self { total, counts: [0; 3], json, shown, output }
     }
 
     fn done(&self) -> usize {
         self.counts.iter().sum()
     }
 
-    fn print_result(&mut self, result: &FileResult) -> io::Result<()> {
+    fn print_result(&mut self, result: &FileResult) {
         self.counts[result.status as usize] += 1;
         let line = if self.json {
             serde_json::to_string(result).unwrap_or_default()
@@ -252,11 +252,10 @@ impl Progress {
             result.line()
         };
         self.wipe();
-        writeln!(io::stdout().lock(), "{line}")?;
+        self.output.print(&(line + "\n"));
         if self.shown && self.done() < self.total {
             let _ = write!(io::stderr().lock(), "{} of {}", self.done(), self.total);
         }
-        Ok(())
     }
 
     /// Erases the count from its line.
@@ -266,7 +265,8 @@ impl Progress {
         }
     }
 
-    fn end(&self) -> io::Result<()> {
+    /// Prints the sums, and returns the result of the subcommand; with the error that ended it.
+    fn end(mut self, error: Option<AdminError>) -> Result<ExitCode, CommandError> {
         self.wipe();
         if self.total == 0 {
             crate::cli::complain("no .torrent file found");
@@ -276,6 +276,10 @@ impl Progress {
         if self.done() < self.total {
             let _ = write!(sum, ", {} not tried", self.total - self.done());
         }
-        if self.json { Ok(()) } else { writeln!(io::stdout().lock(), "{sum}") }
+        if !self.json {
+            self.output.print(&(sum + "\n"));
+        }
+        let code = ExitCode::from(u8::from(failed > 0));
+        self.output.end(error.map_or(Ok(code), |error| Err(error.into())))
     }
 }

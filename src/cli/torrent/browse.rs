@@ -8,7 +8,9 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::NamedTorrent;
-use crate::cli::admin::{self, AdminArguments, AdminClient, AdminError, CommandError};
+use crate::cli::admin::{
+    self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError,
+};
 use crate::cli::doctor::size;
 use crate::cli::table::{Cell, Table};
 use crate::cli::text::{date, escaped};
@@ -239,6 +241,15 @@ fn peer_row(peer: &Value) -> [Cell; 4] {
 
 /// Unregisters torrents.
 pub(super) fn remove(options: &RemoveOptions) -> Result<ExitCode, CommandError> {
+    let mut output = ChangeOutput::default();
+    let removed = remove_all(options, &mut output);
+    output.end(removed)
+}
+
+fn remove_all(
+    options: &RemoveOptions,
+    output: &mut ChangeOutput,
+) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let mut are_removed = true;
     for torrent in &options.torrents {
@@ -262,7 +273,7 @@ pub(super) fn remove(options: &RemoveOptions) -> Result<ExitCode, CommandError> 
                 Some(error) => format!("failed  {info_hash}  {text}: {}", escaped(&error)),
             }
         };
-        writeln!(io::stdout().lock(), "{line}")?;
+        output.print(&(line + "\n"));
     }
     Ok(ExitCode::from(u8::from(!are_removed)))
 }

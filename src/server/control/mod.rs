@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
@@ -302,12 +302,16 @@ async fn run_until_shutdown(
     let mut minute = interval(Duration::from_secs(60));
     minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
     minute.reset(); // at the start there is nothing to flush, and the status was just sent
+    let mut flushing: Option<JoinHandle<()>> = None;
     loop {
         tokio::select! {
             _ = minute.tick() => {
                 manager.status(&state.in_short());
-                let state = state.clone();
-                spawn_blocking(move || state.flush());
+                // A disk that hangs holds one thread, and not one more each minute.
+                if flushing.as_ref().is_none_or(JoinHandle::is_finished) {
+                    let state = state.clone();
+                    flushing = Some(spawn_blocking(move || state.flush()));
+                }
             }
             _ = second.tick() => {
                 state.tick_and_renew();
@@ -328,7 +332,7 @@ async fn run_until_shutdown(
                 break info!(target: OPERATOR, "stopping: SIGINT received");
             }
             () = state.is_asked_to_stop() => {
-                break info!(target: OPERATOR, "stopping: requested during the take-over");
+                break info!(target: OPERATOR, "stopping: requested through the API or during a take-over");
             }
             Some(arrived) = successor.recv() => {
                 let yielding = drain::yield_to_successor(state, arrived, running, signals);

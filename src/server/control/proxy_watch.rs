@@ -31,14 +31,14 @@ pub(super) struct ProxyWatch {
     warned: [Option<Now>; ProxySource::ALL.len()],
     /// The proxies that were listed at the last look.
     listed: Vec<IpNet>,
-    window: Option<Window>,
+    window: Option<ShareWindow>,
     /// Whether most requests over HTTP of the last window were forwarded from public addresses.
     is_mostly_public: bool,
 }
 
 /// Counts at the start of a window.
 #[derive(Clone, Copy, Debug)]
-struct Window {
+struct ShareWindow {
     begun: Now,
     forwarded: u64,
     requests: u64,
@@ -64,7 +64,8 @@ impl ProxyWatch {
             match source {
                 ProxySource::Private => warn!(
                     target: OPERATOR,
-                    %address, header, remedy,
+                    %address, header,
+                    remedy = format!("if a reverse proxy of yours runs there, {remedy}; {NOT_A_PROXY}"),
                     "reverse proxy not listed, all its clients have its address"
                 ),
                 ProxySource::Public => warn!(
@@ -108,7 +109,7 @@ impl ProxyWatch {
 
     /// Computes the share of forwarded requests at the end of a window.
     fn measure(&mut self, now: Now, forwarded: u64, requests: u64) {
-        let next = Window { begun: now, forwarded, requests };
+        let next = ShareWindow { begun: now, forwarded, requests };
         let window = *self.window.get_or_insert(next);
         let came = requests.saturating_sub(window.requests);
         if now >= window.begun.plus_s(WINDOW_S) && came >= WINDOW_REQUESTS_MIN {
@@ -117,6 +118,11 @@ impl ProxyWatch {
         }
     }
 }
+
+/// An address that is rewritten, by Docker's bridge or a node of Kubernetes for instance, is not
+/// that of a proxy: behind it strangers send such headers, and would be believed.
+const NOT_A_PROXY: &str = "if it is a bridge, a node or a NAT that hides its clients, do not list \
+                           it, but let their addresses through (see SkepSourcesHidden)";
 
 /// The setting that lists one more address.
 fn remedy(address: IpAddr, listed: &[IpNet]) -> String {

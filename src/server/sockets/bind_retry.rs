@@ -52,7 +52,8 @@ impl BindRetry {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     let now = Instant::now();
                     if self.until.is_none() && !self.in_all.is_zero() {
-                        let (socket, at_most_ms) = (what(), self.in_all.as_millis());
+                        let socket = what();
+                        let at_most_ms = u64::try_from(self.in_all.as_millis()).unwrap_or(u64::MAX);
                         info!(
                             target: OPERATOR,
                             socket, at_most_ms,
