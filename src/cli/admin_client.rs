@@ -54,8 +54,14 @@ impl From<io::Error> for AdminRequestError {
 
 impl From<hyper::Error> for AdminRequestError {
     fn from(error: hyper::Error) -> Self {
-        if error.is_parse() || error.is_incomplete_message() {
+        if error.is_parse() {
             return Self::NotHttp;
+        }
+        // What was read, if anything, is the begin of a response: a tracker that ends, or a proxy
+        // in front of it, closes like this.
+        if error.is_incomplete_message() {
+            let problem = "the connection was closed before the response";
+            return Self::Connection(io::Error::new(io::ErrorKind::UnexpectedEof, problem));
         }
         let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         Self::Connection(io::Error::other(cause))
@@ -212,11 +218,23 @@ mod tests {
     fn what_no_tracker_sends_is_not_a_response() {
         let long = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello!";
         let endless = b"HTTP/1.1 200 OK\r\n\r\nhello, hello, hello";
-        for response in [&b""[..], b"hello", b"SSH-2.0-OpenSSH_9.9\r\n", long, endless] {
+        for response in [&b"hello"[..], b"SSH-2.0-OpenSSH_9.9\r\n", long, endless] {
             assert!(matches!(ask(response), Err(AdminRequestError::NotHttp)), "{response:?}");
         }
+    }
+
+    #[test]
+    fn a_connection_that_is_closed_early_is_lost() {
         let cut = ask(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell");
         assert!(matches!(cut, Err(AdminRequestError::Connection(_))), "{cut:?}");
+        for begin in [&b""[..], b"HTTP/1.1 20"] {
+            match ask(begin) {
+                Err(AdminRequestError::Connection(error)) => {
+                    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

@@ -48,8 +48,9 @@ pub(crate) use certificate::day;
 pub use error::StartError;
 pub(crate) use error::in_use;
 pub use metrics::metrics_page;
-pub(crate) use sockets::trial::unavailable;
-pub use sockets::trial::{BindDenial, UnavailableAddress};
+pub(crate) use snapshots::SNAPSHOT_LOCK;
+pub(crate) use sockets::trial::try_addresses;
+pub use sockets::trial::{AddressTrial, BindDenial, UnavailableAddress};
 pub(crate) use state_directory::{KEY_VARIABLE, StateDirectoryError, writable};
 
 /// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over` it

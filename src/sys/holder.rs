@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::sys::descriptors;
 
@@ -33,6 +34,15 @@ pub enum AddressHolder {
     User(u32),
     /// No socket in the tables.
     Nobody,
+}
+
+/// A file that a process has open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenFile {
+    /// Its folder, as the process sees it.
+    pub folder: PathBuf,
+    /// Its device and inode.
+    pub identity: (u64, u64),
 }
 
 /// A line of one of the tables.
@@ -102,6 +112,27 @@ pub fn holder_at(path: &Path) -> AddressHolder {
     })
 }
 
+/// Finds a file with this name that a process has open, as far as /proc shows that to this process.
+#[must_use]
+pub fn open_file(id: u32, name: &str) -> Option<OpenFile> {
+    let links = fs::read_dir(format!("/proc/{id}/fd")).ok()?;
+    links.filter_map(|it| Some(it.ok()?.path())).find_map(|link| {
+        let path = fs::read_link(&link).ok()?;
+        let folder = path.parent()?.to_owned();
+        let is_it = path.file_name().is_some_and(|it| it == name);
+        // The link leads to the file itself, also out of another mount namespace.
+        let identity = identity(&link).filter(|_| is_it)?;
+        Some(OpenFile { folder, identity })
+    })
+}
+
+/// The device and inode of a file.
+#[must_use]
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
 /// Reads a line of a table, if its socket is in `state`.
 fn parse(line: &str, state: Option<&str>) -> Option<SocketTableLine> {
     let fields: Vec<_> = line.split_ascii_whitespace().collect();
@@ -144,7 +175,9 @@ fn is_in_the_way(asked: SocketAddr, bound: SocketAddr) -> bool {
 }
 
 /// The process that has a descriptor of one of these sockets, and its program; of several sockets,
-/// the one with the lowest rank. Each process is inspected once, however many sockets there are.
+/// the one with the lowest rank, and of several processes that have it, the one with the highest
+/// id: the program that serves, not the service manager that started it. Each process is inspected
+/// once, however many sockets there are.
 fn process_with(ranks: &HashMap<u64, usize>) -> Option<(u32, String)> {
     let ids = fs::read_dir("/proc")
         .ok()?
@@ -154,7 +187,8 @@ fn process_with(ranks: &HashMap<u64, usize>) -> Option<(u32, String)> {
         let Ok(all) = fs::read_dir(format!("/proc/{id}/fd")) else { continue };
         let sockets = all.filter_map(|it| inode_of(&fs::read_link(it.ok()?.path()).ok()?));
         let Some(rank) = sockets.filter_map(|it| ranks.get(&it).copied()).min() else { continue };
-        if best.as_ref().is_none_or(|it| rank < it.0) {
+        let is_better = |best: &(usize, u32, String)| (rank, best.1) < (best.0, id);
+        if best.as_ref().is_none_or(is_better) {
             best = program_of(id).map(|program| (rank, id, program)).or(best);
         }
     }
@@ -250,6 +284,36 @@ mod tests {
         assert_eq!(process_with(&ranks).unwrap().0, std::process::id());
         assert_eq!(process_with(&HashMap::new()), None);
         assert_eq!(inode_of(Path::new("/dev/null")), None);
+    }
+
+    #[test]
+    fn of_processes_that_share_a_socket_the_one_with_the_highest_id_counts() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let _kept = socket.try_clone().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .stdin(std::process::Stdio::from(std::os::fd::OwnedFd::from(socket)))
+            .spawn()
+            .unwrap();
+        let found = holder(BoundTransport::Udp, address);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let AddressHolder::Process { id, .. } = found else { panic!("not found") };
+        assert_eq!(id, child.id().max(std::process::id()));
+    }
+
+    #[test]
+    fn an_open_file_is_found_by_its_name_and_known_by_its_inode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("of holder.rs");
+        let find = || open_file(std::process::id(), "of holder.rs");
+        assert_eq!(find(), None);
+        let _file = fs::File::create(&path).unwrap();
+        let file = find().unwrap();
+        assert_eq!(file.folder, folder.path().canonicalize().unwrap());
+        assert_eq!(Some(file.identity), identity(&path));
+        assert_ne!(Some(file.identity), identity(folder.path()));
     }
 
     #[test]

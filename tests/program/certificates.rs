@@ -55,7 +55,8 @@ fn check(config: &str) -> (Option<i32>, String) {
 /// The finding of `skep doctor` with this name.
 fn doctor(config: &str, skep: &Skep, id: &str) -> Value {
     let mut doctor = command();
-    doctor.args(["doctor", "--json", "--config", config, "--admin", &skep.admin.to_string()]);
+    doctor.args(["doctor", "--json", "--config", config, "--listen", "127.0.0.1:0"]);
+    doctor.args(["--admin", &skep.admin.to_string()]);
     let output = doctor.env("STATE_DIRECTORY", skep.folder()).output().unwrap();
     let findings: Vec<Value> = serde_json::from_str(&texts(&output).0).unwrap();
     findings.into_iter().find(|it| it["id"] == id).unwrap()

@@ -1,6 +1,7 @@
 //! `skep doctor` with the real program on this host, and its library on hosts that hide everything.
 
 use std::fs;
+use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 
 use serde_json::Value;
@@ -53,6 +54,23 @@ const IDS: [&str; 33] = [
 fn doctor(state: &tempfile::TempDir, arguments: &[&str]) -> Command {
     let mut command = command();
     command.env("STATE_DIRECTORY", state.path()).arg("doctor").args(arguments);
+    command
+}
+
+/// A doctor with the settings and the state directory of a tracker that runs.
+fn doctor_of(skep: &Skep) -> Command {
+    let addresses = |all: &[SocketAddr]| {
+        let all: Vec<_> = all.iter().map(|it| format!("\"{it}\"")).collect();
+        all.join(", ")
+    };
+    let path = skep.folder().join("of_this_tracker.toml");
+    let (udp, tcp, admin) = (addresses(&skep.udp), addresses(&skep.tcp), skep.admin);
+    let text = format!(
+        "[udp]\nlisten = [{udp}]\n[http]\nlisten = [{tcp}]\n[admin]\nlisten = \"{admin}\"\n"
+    );
+    fs::write(&path, text).unwrap();
+    let mut command = command();
+    command.env("STATE_DIRECTORY", skep.folder()).args(["doctor", "--json", "--config"]).arg(path);
     command
 }
 
@@ -196,14 +214,14 @@ fn a_running_tracker_is_asked() {
     let state = tempfile::tempdir().unwrap();
     let skep = Skep::start(&[]);
     let admin = skep.admin.to_string();
-    let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
+    let (found, _) = findings(&mut doctor_of(&skep));
     let value = finding(&found, "addresses.scope");
     assert_eq!(value["severity"], "ok", "{value}");
     drop(skep);
     let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
     let json = finding(&found, "addresses.scope");
     assert_eq!(json["severity"], "info", "{json}");
-    assert!(json["fact"].as_str().unwrap().contains("no skep responds"), "{json}");
+    assert!(json["fact"].as_str().unwrap().contains("no skep of these settings"), "{json}");
 }
 
 #[test]
@@ -276,7 +294,7 @@ fn what_check_refuses_is_a_problem() {
 #[test]
 fn a_port_of_another_program_is_a_problem_with_its_process() {
     let state = tempfile::tempdir().unwrap();
-    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let taken = udp.local_addr().unwrap().to_string();
     let arguments = ["--json", "--listen", &taken, "--admin", "127.0.0.1:0"];
     let (found, code) = findings(&mut doctor(&state, &arguments));
@@ -298,9 +316,47 @@ fn another_skep_is_told_from_the_one_that_these_settings_are_of() {
     let fact = value["fact"].as_str().unwrap();
     let who = format!("udp {listen}: it is in use by process {}, another skep", skep.id());
     assert!(fact.starts_with(&who), "{value}");
-    let its_own = ["--json", "--listen", &listen, "--admin", &admin];
-    let (found, _) = findings(&mut doctor(&state, &its_own));
+    let (found, _) = findings(&mut doctor_of(&skep));
     assert_eq!(finding(&found, "addresses.ports")["severity"], "ok");
+
+    let (found, code) = findings(doctor_of(&skep).env("STATE_DIRECTORY", state.path()));
+    let value = finding(&found, "addresses.ports");
+    assert_eq!((&value["severity"], code), (&"problem".into(), Some(1)), "{value}");
+    let folder = skep.folder().display().to_string();
+    assert!(value["fact"].as_str().unwrap().contains(&folder), "{value}");
+    assert!(value["remedy"].as_str().unwrap().contains(&folder), "{value}");
+
+    let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let its_admin = ["--json", "--listen", &free, "--admin", &admin];
+    let (found, code) = findings(&mut doctor(&state, &its_admin));
+    assert_is_another(&found, code, &format!("admin {admin}"), skep.id());
+}
+
+#[test]
+fn ports_of_two_trackers_are_those_of_none() {
+    let state = tempfile::tempdir().unwrap();
+    let [one, other] = [(); 2].map(|()| Skep::start(&[]));
+    let (listen, admin) = (one.udp[0].to_string(), other.admin.to_string());
+    let mut doctor = doctor(&state, &["--json", "--admin", &admin]);
+    doctor.env("SKEP__UDP__LISTEN", &listen).env("SKEP__HTTP__ENABLED", "false");
+    let (found, code) = findings(doctor.env("SKEP__WEBSOCKET__ENABLED", "false"));
+    assert_is_another(&found, code, &format!("udp {listen}"), one.id());
+    assert_is_another(&found, code, &format!("admin {admin}"), other.id());
+}
+
+/// Holds that a listener's port is found to be another tracker's, by whose metrics nothing is
+/// judged.
+fn assert_is_another(found: &[Value], code: Option<i32>, listener: &str, process: u32) {
+    let value = finding(found, "addresses.ports");
+    assert_eq!((&value["severity"], code), (&"problem".into(), Some(1)), "{value}");
+    let who = format!("{listener}: it is in use by process {process}, another skep");
+    assert!(value["fact"].as_str().unwrap().contains(&who), "{value}");
+    for id in ["addresses.scope", "addresses.proxies"] {
+        let value = finding(found, id);
+        assert_eq!(value["severity"], "info", "{value}");
+        let reason = "(the one there does not have every port of these settings)";
+        assert!(value["fact"].as_str().unwrap().ends_with(reason), "{value}");
+    }
 }
 
 #[test]

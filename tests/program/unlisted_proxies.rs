@@ -27,7 +27,8 @@ fn doctor(skep: &Skep) -> Value {
     let admin = skep.admin.to_string();
     let mut doctor = command();
     doctor.env("STATE_DIRECTORY", skep.folder());
-    let output = doctor.args(["doctor", "--json", "--admin", &admin]).output().unwrap();
+    let its_own = ["--listen", "127.0.0.1:0", "--admin", &admin];
+    let output = doctor.args(["doctor", "--json"]).args(its_own).output().unwrap();
     let findings: Vec<Value> = serde_json::from_str(&texts(&output).0).unwrap();
     findings.into_iter().find(|it| it["id"] == "addresses.proxies").unwrap()
 }

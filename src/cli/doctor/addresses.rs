@@ -162,7 +162,7 @@ fn scope(report: &HostReport) -> Finding {
 /// The finding of a check that needs a running tracker, where none responds.
 pub(super) fn silent(check: &Check, admin: SocketAddr, error: &str) -> Finding {
     check
-        .info(format!("no skep responds at {admin} ({error})"))
+        .info(format!("no skep of these settings responds at {admin} ({error})"))
         .remedied("run `skep doctor` again, with the same settings, while skep serves")
 }
 

@@ -14,6 +14,7 @@ use http::Request;
 use rlimit::Resource;
 use rustix::fs::statvfs;
 
+use super::running::{self, OtherTrackerError};
 use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
 use crate::config::Config;
 use crate::server::{self, KEY_VARIABLE, UnavailableAddress, Validity};
@@ -48,8 +49,10 @@ pub struct HostFacts {
     pub cores: Result<usize, String>,
     /// Bytes of memory that this process may use, as for `memory.max_memory = "auto"`.
     pub memory: Result<u64, String>,
-    /// The running tracker's metrics, or why there are none.
+    /// The metrics of the running tracker of these settings, or why there are none.
     pub metrics: Result<String, String>,
+    /// Why the skep that responds is not that tracker, if one responds.
+    pub other_tracker: Option<OtherTrackerError>,
     /// The files of the certificate, if TLS is served.
     pub tls: Option<TlsFiles>,
     /// The state directory, or why there is none.
@@ -110,22 +113,26 @@ impl HostFacts {
     /// Collects the results on this host for a configuration.
     pub fn gather(config: &Config) -> Self {
         let watch = ClockWatch::start();
+        let trial = server::try_addresses(config);
+        let state = server::state_directory(config);
+        let metrics = metrics(reachable(config.admin.listen));
+        let compared = running::compare(&trial, state.as_deref().ok());
+        let other_tracker = compared.err().filter(|_| metrics.is_ok());
         Self {
             io_uring: probe::probe().map_err(|error| Denial::of(&error.to_string())),
             receive_buffer: bind(config).map(|it| it.receive_buffer_bytes()).map_err(text),
             deny_filter: bind(config).and_then(|it| fill_filter(&it)).map_err(text),
             unbindable: unbindable(config),
-            unavailable: server::unavailable(config),
+            unavailable: trial.unavailable,
             open_files: Resource::NOFILE.get().map(|it| it.1).map_err(text),
             locked_memory: Resource::MEMLOCK.get().map(|it| it.0).map_err(text),
             cores: affinity::usable_cpus().map(|it| it.len()).map_err(text),
             memory: memory::usable_bytes().map_err(text),
-            metrics: metrics(reachable(config.admin.listen)),
+            metrics: other_tracker.as_ref().map_or(metrics, |it| Err(text(it))),
+            other_tracker,
             tls: server::certificate_state(config)
                 .map(|(validity, unreadable)| TlsFiles { validity, unreadable }),
-            state: server::state_directory(config)
-                .map(StateHome::inspect)
-                .map_err(|error| error.to_string()),
+            state: state.map(StateHome::inspect).map_err(text),
             in_kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             has_key_variable: std::env::var_os(KEY_VARIABLE).is_some(),
             // Evaluated last, so that the clock is watched during all the calls before.

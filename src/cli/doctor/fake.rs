@@ -43,6 +43,7 @@ impl Fake {
             cores: Ok(2),
             memory: Ok(16 << 30),
             metrics: Err("Connection refused".into()),
+            other_tracker: None,
             tls: None,
             state: Ok(state),
             in_kubernetes: false,

@@ -27,6 +27,7 @@ mod kernel;
 mod limits;
 mod ports;
 mod report;
+mod running;
 mod settings;
 mod spread;
 mod state;
@@ -47,6 +48,7 @@ pub use earlier::EarlierCounters;
 pub use facts::{Denial, HostFacts, StateHome, TlsFiles, WallClock};
 pub use finding::{Finding, Severity};
 pub use host::{Host, HostReadError};
+pub use running::OtherTrackerError;
 
 const EXAMPLES: &str = "\
 Examples:

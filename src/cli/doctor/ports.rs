@@ -2,6 +2,7 @@
 
 use super::HostReport;
 use super::finding::{Check, Finding};
+use super::running::OtherTrackerError;
 use crate::server::{BindDenial, UnavailableAddress, in_use};
 use crate::sys::holder::AddressHolder;
 
@@ -12,6 +13,9 @@ const PORTS: Check = Check::new(
 
 /// The service manager, which may hold sockets for skep (skep.socket).
 const SERVICE_MANAGER: &str = "systemd";
+
+/// The name of skep's program.
+const NAME: &str = env!("CARGO_PKG_NAME");
 
 /// How an address that cannot be bound is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,14 +36,21 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
         .iter()
         .filter(|it| !matches!(it.reason, BindDenial::Other(_)))
         .collect();
+    // There are no metrics of another tracker, whichever program has its ports.
     let is_running = report.facts.metrics.is_ok();
     let Some(worst) = denied.iter().map(|it| verdict(&it.reason, is_running)).max() else {
         return vec![PORTS.ok("every port of the settings is free")];
     };
     let worst_ones = denied.iter().filter(|it| verdict(&it.reason, is_running) == worst);
-    let (facts, remedies): (Vec<_>, Vec<_>) = worst_ones.map(|it| explained(it)).unzip();
+    let (mut facts, mut remedies): (Vec<_>, Vec<_>) = worst_ones.map(|it| explained(it)).unzip();
+    if let Some(OtherTrackerError::StateDirectory(path)) = &report.facts.other_tracker {
+        let path = path.display();
+        facts.push(format!("that {NAME} has another state directory, {path}"));
+        remedies.push(format!(
+            "if that tracker is meant, run `skep doctor` with STATE_DIRECTORY={path}"
+        ));
+    }
     let fact = facts.join("\n");
-    let mut remedies = remedies;
     remedies.dedup();
     let remedy = format!("{}\n$ ss -lnp", remedies.join("; "));
     vec![match worst {
@@ -59,14 +70,12 @@ fn verdict(reason: &BindDenial, is_running: bool) -> Verdict {
         BindDenial::InUse(AddressHolder::Process { program, .. }) => match program.as_str() {
             SERVICE_MANAGER if is_running => Verdict::OwnTracker,
             SERVICE_MANAGER => Verdict::Unclear,
-            env!("CARGO_PKG_NAME") if is_running => Verdict::OwnTracker,
+            NAME if is_running => Verdict::OwnTracker,
             _ => Verdict::Taken,
         },
         BindDenial::InUse(AddressHolder::User(_) | AddressHolder::Nobody) if is_running => {
             Verdict::Unclear
         }
-        // The tracker that runs was allowed to.
-        BindDenial::NotAllowed if is_running => Verdict::OwnTracker,
         _ => Verdict::Taken,
     }
 }
@@ -135,6 +144,21 @@ mod tests {
     }
 
     #[test]
+    fn a_tracker_with_another_state_directory_is_a_problem_that_names_it() {
+        let mut fake = Fake::new();
+        let listener = "udp 0.0.0.0:6969".to_owned();
+        fake.report.facts.unavailable =
+            vec![UnavailableAddress { listener, reason: process("skep") }];
+        let state = OtherTrackerError::StateDirectory("/var/lib/other".into());
+        fake.report.facts.other_tracker = Some(state);
+        let (severity, text) = found(&examine(&fake.report), "addresses.ports");
+        assert_eq!(severity, Severity::Problem);
+        assert!(text.contains("process 4711, another skep\n"), "{text}");
+        assert!(text.contains("state directory, /var/lib/other\n"), "{text}");
+        assert!(text.contains("STATE_DIRECTORY=/var/lib/other"), "{text}");
+    }
+
+    #[test]
     fn what_the_service_manager_holds_or_nobody_can_see_is_not_judged() {
         assert_eq!(judge(vec![process("systemd")], false).0, Severity::Info);
         assert_eq!(judge(vec![process("systemd")], true).0, Severity::Ok);
@@ -148,6 +172,5 @@ mod tests {
     fn low_ports_need_a_right() {
         let (severity, text) = judge(vec![BindDenial::NotAllowed], false);
         assert!(severity == Severity::Problem && text.contains("CAP_NET_BIND_SERVICE"), "{text}");
-        assert_eq!(judge(vec![BindDenial::NotAllowed], true).0, Severity::Ok);
     }
 }

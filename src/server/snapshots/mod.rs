@@ -95,7 +95,7 @@ impl Snapshots {
         if let Err(error) = OsDisk.create(&path).and_then(|_| OsDisk.remove(&path)) {
             return Err(SnapshotDirectoryError::Write { path, error });
         }
-        let path = directory.join(LOCK);
+        let path = directory.join(SNAPSHOT_LOCK);
         if let Err(error) = try_lock(&path) {
             return Err(SnapshotDirectoryError::Lock { path, error });
         }
@@ -229,7 +229,7 @@ const END_POLL: Duration = Duration::from_millis(1);
 const TRIAL: &str = "swarms.snapshot.trial";
 
 /// The file whose lock belongs to the process that keeps snapshots in the state directory.
-const LOCK: &str = "swarms.snapshot.lock";
+pub(crate) const SNAPSHOT_LOCK: &str = "swarms.snapshot.lock";
 
 /// What is saved and restored, and what is needed for that.
 pub(crate) struct Contents {

@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use tracing::{debug, info, warn};
 
 use super::figures::RestoreOutcome;
-use super::{LOCK, Order, SnapshotRequestError, Snapshots, try_lock};
+use super::{Order, SNAPSHOT_LOCK, SnapshotRequestError, Snapshots, try_lock};
 use crate::access::Access;
 use crate::server::live_options::LiveOptions;
 use crate::server::log::OPERATOR;
@@ -82,7 +82,7 @@ impl SnapshotThread {
     /// Waits until no other process keeps snapshots here, or until the end. The predecessor may
     /// have handed its sockets over, and then saves what this process has to restore.
     fn lock(&self, asked: &Receiver<Order>) -> Option<File> {
-        let path = self.folder.path().join(LOCK);
+        let path = self.folder.path().join(SNAPSHOT_LOCK);
         let mut was_logged = false;
         loop {
             // Read before the lock is tried: a predecessor frees the lock before it reports that.

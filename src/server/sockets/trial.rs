@@ -1,5 +1,6 @@
 //! Tries to bind what a start would bind, alone and for a moment: `skep doctor` names who has it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -31,39 +32,64 @@ pub enum BindDenial {
     Other(String),
 }
 
+/// What a trial found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressTrial {
+    /// The addresses that a start would not get.
+    pub unavailable: Vec<UnavailableAddress>,
+    /// The processes that have the ports, as far as they are visible from here.
+    pub processes: BTreeSet<u32>,
+    /// Whether no socket has one of the ports, even if this user may not bind it.
+    pub has_unheld: bool,
+}
+
 /// Tries every address of the settings, except ports that the kernel chooses. Nothing is received
 /// or accepted meanwhile: sockets that share their address with others are not taken part in.
-pub(crate) fn unavailable(config: &Config) -> Vec<UnavailableAddress> {
+pub(crate) fn try_addresses(config: &Config) -> AddressTrial {
     let (udp, tcp) = (BoundTransport::Udp, BoundTransport::Tcp);
     let mut all: Vec<_> = config.udp_listen().iter().map(|it| ("udp", udp, *it)).collect();
     all.extend(config.http_listen().iter().map(|it| ("tcp", tcp, *it)));
     all.extend(config.tls_listen().iter().map(|it| ("tls", tcp, *it)));
     all.push(("admin", tcp, config.admin.listen));
     all.retain(|it| it.2.port() != 0);
-    let mut denied: Vec<_> = all
-        .into_iter()
-        .filter_map(|(kind, transport, address)| {
-            let error = try_bind(transport, address).err()?;
-            if lacks_family(address, &error) {
-                return None;
+    let mut trial = AddressTrial::default();
+    for (kind, transport, address) in all {
+        let Err(error) = try_bind(transport, address) else {
+            trial.has_unheld = true;
+            continue;
+        };
+        if lacks_family(address, &error) {
+            continue;
+        }
+        let reason = match error.kind() {
+            io::ErrorKind::AddrInUse => BindDenial::InUse(holder(transport, address)),
+            // The kernel denies it before it looks whether another socket has the port.
+            io::ErrorKind::PermissionDenied => match holder(transport, address) {
+                AddressHolder::Nobody => BindDenial::NotAllowed,
+                holder => BindDenial::InUse(holder),
+            },
+            _ => BindDenial::Other(error.to_string()),
+        };
+        match &reason {
+            BindDenial::InUse(AddressHolder::Process { id, .. }) => {
+                trial.processes.insert(*id);
             }
-            let reason = match error.kind() {
-                io::ErrorKind::AddrInUse => BindDenial::InUse(holder(transport, address)),
-                io::ErrorKind::PermissionDenied => BindDenial::NotAllowed,
-                _ => BindDenial::Other(error.to_string()),
-            };
-            Some(UnavailableAddress { listener: format!("{kind} {address}"), reason })
-        })
-        .collect();
+            BindDenial::NotAllowed => trial.has_unheld = true,
+            _ => {}
+        }
+        let listener = format!("{kind} {address}");
+        trial.unavailable.push(UnavailableAddress { listener, reason });
+    }
     let path = Path::new(config.unix_socket());
     if !config.unix_socket().is_empty() {
+        // Its process is not among `processes`: after a take-over it is the one before.
         let in_use = Some(holder_at(path)).filter(|it| *it != AddressHolder::Nobody);
-        denied.extend(in_use.map(|holder| UnavailableAddress {
+        trial.unavailable.extend(in_use.map(|holder| UnavailableAddress {
             listener: format!("unix {}", path.display()),
             reason: BindDenial::InUse(holder),
         }));
     }
-    denied
+    trial
 }
 
 /// Binds an address alone, and closes the socket at once.
@@ -99,7 +125,10 @@ mod tests {
         config.udp.listen = vec![udp.local_addr().unwrap(), "127.0.0.1:0".parse().unwrap()];
         config.http.listen = vec!["127.0.0.1:0".parse().unwrap()];
         config.admin.listen = tcp.local_addr().unwrap();
-        let denied = unavailable(&config);
+        let trial = try_addresses(&config);
+        assert!(!trial.has_unheld);
+        assert_eq!(trial.processes, BTreeSet::from([std::process::id()]));
+        let denied = trial.unavailable;
         let names: Vec<_> = denied.iter().map(|it| it.listener.as_str()).collect();
         let expected = [
             format!("udp {}", udp.local_addr().unwrap()),
@@ -114,7 +143,14 @@ mod tests {
         }
         let chosen: SocketAddr = "127.0.0.1:0".parse().unwrap();
         (config.udp.listen, config.admin.listen) = (vec![chosen], chosen);
-        assert_eq!(unavailable(&config), [], "the kernel chooses another port");
+        assert_eq!(
+            try_addresses(&config),
+            AddressTrial::default(),
+            "the kernel chooses another port"
+        );
+        config.udp.listen = vec![udp.local_addr().unwrap()];
+        drop(udp);
+        assert!(try_addresses(&config).has_unheld);
     }
 
     #[test]
@@ -122,7 +158,7 @@ mod tests {
         let mut config = Config::default();
         config.server.listen = vec!["203.0.113.77:6969".parse().unwrap()];
         config.admin.listen = "127.0.0.1:0".parse().unwrap();
-        let denied = unavailable(&config);
+        let denied = try_addresses(&config).unavailable;
         assert_eq!(denied.len(), 2);
         assert!(denied.iter().all(|it| matches!(it.reason, BindDenial::Other(_))), "{denied:?}");
     }
