@@ -133,7 +133,8 @@ fn lost(error: &io::Error, issued: &[Value], rest: usize) -> CommandError {
     let ids: Vec<_> = issued.iter().filter_map(|it| it["id"].as_str()).collect();
     CommandError::Failed(format!(
         "cannot write to standard output: {error}; issued, and not or not all of them shown: \
-         {number}; not imported: {rest}; remedy: revoke those that are lost, skep passkey revoke {}",
+         {number}; not imported: {rest}; remedy: revoke those that are lost, skep passkey \
+         revoke {}",
         ids.join(" ")
     ))
 }
