@@ -288,8 +288,8 @@ pub enum DatabaseError {
     /// Another process has the file open.
     #[error(
         "{} is in use by another process: two trackers cannot keep registrations and passkeys in \
-         one folder; remedy: stop the other one (`skep doctor` names who has its ports), replace it \
-         with --take-over, or give each a server.state_dir of its own", path.display()
+         one folder; remedy: stop the other one (`skep doctor` names who has its ports), replace \
+         it with --take-over, or give each a server.state_dir of its own", path.display()
     )]
     Used {
         /// The file.

@@ -158,9 +158,9 @@ impl Config {
         let admin = self.admin.listen;
         if admin.ip().is_unspecified() {
             let text = format!(
-                "{admin} is every address of this host: whoever reaches one of them reads metrics and \
-                 statistics; remedy: listen on 127.0.0.1 or a private address, or keep the port off \
-                 the Internet (deploy/systemd/skep.nft)"
+                "{admin} is every address of this host: whoever reaches one of them reads metrics \
+                 and statistics; remedy: listen on 127.0.0.1 or a private address, or keep the \
+                 port off the Internet (deploy/systemd/skep.nft)"
             );
             warnings.push(ConfigFinding::warning(text).about("admin.listen"));
         }

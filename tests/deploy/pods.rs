@@ -261,7 +261,9 @@ fn podman() -> Option<Podman> {
     let prepared = Podman::prepare();
     let skipped = "skipped: podman cannot run a container on this host, so no pod is tried";
     // What the macros print is hidden where a test passes; this is not.
-    let warn = |why: &String| writeln!(io::stderr(), "\n{skipped}: {why}").unwrap();
+    let warn = |why: &String| {
+        io::stderr().write_all(format!("\n{skipped}: {why}\n").as_bytes()).unwrap();
+    };
     prepared.inspect_err(warn).ok()
 }
 

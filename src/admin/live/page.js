@@ -253,6 +253,7 @@
   const fill = (id, wanted) => {
     const body = document.querySelector("#" + id + " tbody");
     if (!body) return;
+    if (id === "warnings") body.closest("section").hidden = !wanted.length;
     const heads = document.querySelectorAll("#" + id + " thead th");
     const classes = [...heads].map(cell => cell.className);
     const lines = wanted.length ? wanted : [[body.dataset.empty]];

@@ -19,7 +19,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::board::VERSION;
 use super::sample::Sample;
-use super::tables::{self, CLIENTS, Figure, LAYOUTS, Layout, PageHead, Rows, TOP, TopRow};
+use super::tables::{
+    self, CLIENTS, Figure, LAYOUTS, Layout, PageHead, Rows, TOP, TopRow, WARNINGS,
+};
 use crate::admin::access::RequestSender;
 use crate::admin::{Admin, NOT_KEPT, Process};
 use crate::frontend::drawing::{BarPart, DAY_MINUTES, DayLine, client_bar};
@@ -116,6 +118,8 @@ fn html(sample: &Sample, day: DayLine, top: Option<Vec<TopRow>>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MetricFlow;
+    use super::super::sample::Flow;
     use super::*;
     use crate::frontend::stats::Stats;
 
@@ -167,6 +171,21 @@ mod tests {
         assert_eq!(page.matches("<script").count(), 1);
         assert!(page.contains(&format!("data-version=\"{VERSION}\"")));
         assert!(!page.contains("<img") && !page.contains("{{"));
+    }
+
+    #[test]
+    fn warnings_come_first_and_are_hidden_while_there_is_none() {
+        let hidden =
+            "<section class=\"w6\" id=\"warnings\" aria-labelledby=\"warnings-title\" hidden>";
+        let page = page_of(&sample(), None);
+        assert!(page.contains(hidden) && page.matches("-title\" hidden>").count() == 1, "{page}");
+        let (name, labels) = ("skep_odd_sources_ratio", vec![("kind", "one_address".into())]);
+        let flow = Flow { total: 0.9, per_s: 0.0 };
+        let flows = vec![MetricFlow { name, labels, flow }];
+        let page = page_of(&Sample { flows, ..sample() }, None);
+        let row = "<tr><th scope=\"row\">90 % of the announces come from one address</th><td>let ";
+        assert!(!page.contains("-title\" hidden>") && page.contains(row), "{page}");
+        assert!(page.find("id=\"warnings\"") < page.find("id=\"errors\""));
     }
 
     #[test]

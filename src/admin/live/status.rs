@@ -195,7 +195,7 @@ fn labelled(sample: &Sample, name: &str, label: (&str, &str)) -> f64 {
 }
 
 /// Everything that is wrong, the worst first.
-fn warnings(sample: &Sample) -> Vec<StatusWarning> {
+pub(super) fn warnings(sample: &Sample) -> Vec<StatusWarning> {
     let all = [of_sources(sample), of_load(sample), of_certificate(sample), of_state(sample)];
     all.into_iter().flatten().collect()
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::sample::{Cause, Flow, Protocol, Sample, cause_of, float};
+use super::status::warnings;
 use super::top::TopTorrent;
 use crate::frontend::figures::{bytes, count, duration, grouped, percent, rate, rounded};
 use crate::frontend::stats::client_rows;
@@ -29,7 +30,7 @@ pub(super) struct Layout {
     pub(super) columns: &'static [Column],
     /// The text where there is no row.
     pub(super) empty: &'static str,
-    /// How many of six columns of the page the table takes on a wide screen: 2 or 3.
+    /// How many of six columns of the page the table takes on a wide screen: 2, 3 or 6.
     pub(super) span: u8,
 }
 
@@ -66,7 +67,15 @@ use Column::{Number, Text};
 pub(super) type Rows = Vec<Vec<String>>;
 
 /// Every table, in the order of the page: what went wrong comes first.
-pub(super) static LAYOUTS: [Layout; 11] = [
+pub(super) static LAYOUTS: [Layout; 12] = [
+    Layout {
+        id: WARNINGS,
+        title: "Warnings",
+        note: "",
+        columns: &[Text("Warning"), Text("Remedy")],
+        empty: "No warning is in force.",
+        span: 6,
+    },
     Layout {
         id: "errors",
         title: "Refused",
@@ -168,6 +177,9 @@ pub(super) static LAYOUTS: [Layout; 11] = [
     },
 ];
 
+/// The table of warnings, which is hidden while there is none.
+pub(super) const WARNINGS: &str = "warnings";
+
 /// The table of the largest torrents, whose rows are not text alone.
 pub(super) const TOP: &str = "top";
 
@@ -237,7 +249,10 @@ pub(super) fn figures(sample: &Sample) -> Vec<Figure> {
 
 /// The rows of every table but the largest torrents', by the table's id.
 pub(super) fn tables(sample: &Sample) -> BTreeMap<&'static str, Rows> {
+    let warning_rows =
+        warnings(sample).into_iter().map(|it| vec![it.message, it.remedy.into_owned()]);
     BTreeMap::from([
+        (WARNINGS, warning_rows.collect()),
         ("requests", requests(sample)),
         ("peers", peers(sample)),
         ("clients", clients(sample)),
@@ -470,6 +485,7 @@ mod tests {
         let flows = vec![
             metric("skep_dropped_total", &[("reason", "bad_magic")]),
             metric("skep_refused_total", &[("reason", "low_port")]),
+            metric("skep_snapshot_errors_total", &[]),
             metric("skep_limited_total", &[("table", "verified"), ("action", "limited")]),
             metric("skep_limited_total", &[("table", "new_torrent"), ("action", "slipped")]),
             metric("skep_limited_total", &[("table", "stop"), ("action", "passed")]),
@@ -490,6 +506,8 @@ mod tests {
             assert!(!rows.is_empty() && rows.iter().all(|it| it.len() == width), "{}", layout.id);
         }
         assert_eq!(tables.len(), LAYOUTS.len() - 1);
+        let warning = ["3 failed snapshots since the start", "see the log for the cause"];
+        assert_eq!(tables[WARNINGS], [warning]);
         assert_eq!(tables["workers"].len(), WORKER_ROWS_MAX);
         assert_eq!(tables["clients"].len(), CLIENT_ROWS_MAX + 1);
         assert_eq!(tables["errors"], [["Refused", "low port", "0.5", "3"]]);
@@ -522,7 +540,7 @@ mod tests {
     #[test]
     fn what_never_happened_has_no_row() {
         let tables = tables(&Sample::default());
-        for id in ["errors", "drops", "limits", "clients"] {
+        for id in [WARNINGS, "errors", "drops", "limits", "clients"] {
             assert_eq!(tables[id], Rows::new(), "{id}");
         }
     }

@@ -332,7 +332,8 @@ async fn run_until_shutdown(
                 break info!(target: OPERATOR, "stopping: SIGINT received");
             }
             () = state.is_asked_to_stop() => {
-                break info!(target: OPERATOR, "stopping: requested through the API or during a take-over");
+                let event = "stopping: requested through the API or during a take-over";
+                break info!(target: OPERATOR, "{event}");
             }
             Some(arrived) = successor.recv() => {
                 let yielding = drain::yield_to_successor(state, arrived, running, signals);

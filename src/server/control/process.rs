@@ -168,7 +168,8 @@ impl ProcessState {
                 let after_s = STALLED_MAX.as_secs();
                 warn!(
                     target: OPERATOR,
-                    after_s, "totals of passkeys and statistics not saved: the disk does not respond"
+                    after_s,
+                    "totals of passkeys and statistics not saved: the disk does not respond"
                 );
             }
             Ok(_) => {}

@@ -65,7 +65,9 @@ impl ProxyWatch {
                 ProxySource::Private => warn!(
                     target: OPERATOR,
                     %address, header,
-                    remedy = format!("if a reverse proxy of yours runs there, {remedy}; {NOT_A_PROXY}"),
+                    remedy = format!(
+                        "if a reverse proxy of yours runs there, {remedy}; {NOT_A_PROXY}"
+                    ),
                     "reverse proxy not listed, all its clients have its address"
                 ),
                 ProxySource::Public => warn!(
