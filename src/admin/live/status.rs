@@ -229,7 +229,8 @@ fn of_sources(sample: &Sample) -> Vec<StatusWarning> {
     let latest_s = labelled(sample, name, ("source", "private"));
     let is_recent = latest_s > 0.0 && sample.at_s - latest_s < PROXY_S;
     let message = || "a reverse proxy that is not listed names clients in vain".to_owned();
-    let remedy = "add it to http.trusted_proxies; the log has its address";
+    let remedy = "the log has its address: add it to http.trusted_proxies if a reverse proxy of \
+                  yours runs there, but not if it is a bridge or NAT that hides clients";
     warn(&mut found, is_recent, "unlisted_proxy", message, remedy);
     found
 }

@@ -195,7 +195,9 @@ fn proxies(report: &HostReport) -> Finding {
     };
     let now_s = u32::try_from(report.facts.clock.now_s).map_or(f64::MAX, f64::from);
     let is_recent = |latest_s: f64| latest_s > 0.0 && now_s - latest_s < PROXY_SEEN_S;
-    let remedy = "list the proxy's address in http.trusted_proxies and reload; a line \
+    let remedy = "if a reverse proxy of yours runs at that address, list it in \
+                  http.trusted_proxies and reload; if it is a bridge, a node or a NAT that hides \
+                  clients, let their addresses through instead (addresses.scope); a line \
                   `not listed` of the log, once an hour, has the address and the setting\n\
                   $ journalctl -u skep | grep 'not listed'";
     let over_http = over_http(metrics);
