@@ -292,6 +292,25 @@ fn what_check_refuses_is_a_problem() {
 }
 
 #[test]
+fn a_certificate_and_a_key_that_are_missing_are_named_once() {
+    let state = tempfile::tempdir().unwrap();
+    let mut doctor = doctor(&state, &["--json"]);
+    doctor.env("SKEP__TLS__LISTEN", "127.0.0.1:0");
+    doctor.env("SKEP__TLS__CERTIFICATE", "/nope/a").env("SKEP__TLS__KEY", "/nope/b");
+    let (found, code) = findings(&mut doctor);
+    let value = finding(&found, "tls.certificate");
+    assert_eq!((&value["severity"], code), (&"problem".into(), Some(1)), "{value}");
+    let fact = value["fact"].as_str().unwrap();
+    for said in ["tls.certificate: cannot read /nope/a", "tls.key: cannot read /nope/b"] {
+        assert!(fact.contains(said) && !fact.contains("remedy"), "{value}");
+    }
+    let remedy = value["remedy"].as_str().unwrap();
+    assert!(remedy.contains("create the file") && !remedy.contains("/nope"), "{value}");
+    assert_ne!(finding(&found, "tls.files")["severity"], "ok");
+    assert_eq!(finding(&found, "config.valid")["severity"], "ok");
+}
+
+#[test]
 fn a_port_of_another_program_is_a_problem_with_its_process() {
     let state = tempfile::tempdir().unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -1,7 +1,7 @@
 //! Findings on the configuration: those of `skep check`.
 
-use super::HostReport;
 use super::finding::{Check, Finding};
+use super::{HostReport, tls};
 use crate::config::ConfigFinding;
 
 const VALID: Check = Check::new(
@@ -12,14 +12,16 @@ const DOUBTS: Check =
     Check::new("config.doubts", "These settings are allowed, but probably not what was meant.");
 
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
-    // The group `tls` has what will fail later of a certificate that is served.
+    // The group `tls` has those of certificate and key, unless no certificate is served.
     let is_of_tls = |it: &&ConfigFinding| {
         let is_about = ["tls.certificate", "tls.key"].map(Some).contains(&it.key.as_deref());
-        is_about && !it.is_fault() && report.facts.tls.is_some()
+        is_about && (it.is_fault() || report.facts.tls.is_some())
     };
+    let has_tls_fault = report.configuration.iter().any(tls::is_fault);
     let (faults, doubts): (Vec<_>, Vec<_>) =
         report.configuration.iter().filter(|it| !is_of_tls(it)).partition(|it| it.is_fault());
     let mut findings = vec![match faults.as_slice() {
+        [] if has_tls_fault => VALID.ok("all can be used but what tls.certificate names"),
         [] => VALID.ok("settings and the files that they name can be used"),
         faults => VALID.problem(
             lines(faults),
@@ -51,6 +53,7 @@ mod tests {
         fake.report.configuration = vec![
             ConfigFinding::fault("is out of bounds").about("server.workers"),
             ConfigFinding::warning("is doubtful").about("tls.key"),
+            ConfigFinding::fault("cannot read /key").about("tls.key"),
             ConfigFinding::fault("cannot read /nope").about("access.ports_deny"),
         ];
         let findings = examine(&fake.report);

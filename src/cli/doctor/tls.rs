@@ -5,6 +5,7 @@ use super::HostReport;
 use super::addresses::{silent, value};
 use super::facts::TlsFiles;
 use super::finding::{Check, Finding};
+use crate::config::ConfigFinding;
 use crate::server::{Validity, day};
 
 const CERTIFICATE: Check = Check::new(
@@ -24,6 +25,10 @@ const RELOAD: Check = Check::new(
 );
 
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    let faults: Vec<_> = report.configuration.iter().filter(|it| is_fault(it)).collect();
+    if !faults.is_empty() {
+        return of_faults(&faults);
+    }
     match &report.facts.tls {
         Some(tls) => vec![certificate(report, tls), files(tls), reload(report, tls)],
         None => {
@@ -31,6 +36,29 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
             [CERTIFICATE, FILES, RELOAD].iter().map(|check| check.ok(unserved)).collect()
         }
     }
+}
+
+/// Whether a finding of `skep check` is a fault of certificate or key.
+pub(super) fn is_fault(finding: &ConfigFinding) -> bool {
+    let key = finding.key.as_deref();
+    finding.is_fault() && ["tls.certificate", "tls.key"].map(Some).contains(&key)
+}
+
+/// The findings where certificate or key cannot be used, as `skep check` finds.
+fn of_faults(faults: &[&ConfigFinding]) -> Vec<Finding> {
+    let fact = |it: &ConfigFinding| {
+        ConfigFinding { allowed: None, meant: None, remedy: None, ..it.clone() }.to_string()
+    };
+    let facts: Vec<_> = faults.iter().map(|it| fact(it)).collect();
+    let mut remedies: Vec<_> = faults.iter().filter_map(|it| it.advice()).collect();
+    remedies.dedup();
+    let unknown = "unknown: certificate or key cannot be used";
+    let remedy = "correct what tls.certificate names, then run `skep doctor` again";
+    vec![
+        CERTIFICATE.problem(facts.join("\n"), remedies.join("\n")),
+        FILES.info(unknown).remedied(remedy),
+        RELOAD.info(unknown).remedied(remedy),
+    ]
 }
 
 /// A fact and its remedy, of a text that has both.
@@ -66,7 +94,7 @@ fn files(tls: &TlsFiles) -> Finding {
     FILES.warning(
         tls.unreadable.join("; "),
         "give the tracker copies that its group may read, by a hook of certbot: \
-         docs/operating.md, \"TLS\"",
+         docs/operating.md, \"TLS on port 443\"",
     )
 }
 
@@ -150,6 +178,24 @@ mod tests {
         let (severity, text) = judge(Some(TlsFiles { validity, unreadable: Vec::new() }));
         assert_eq!(severity, Severity::Problem);
         assert_eq!(text, "tls.key: /a cannot be used\nmake another");
+    }
+
+    #[test]
+    fn of_two_files_that_are_missing_each_has_its_fact_and_its_remedy() {
+        let mut fake = Fake::new();
+        let fault = |key: &str, file: &str| {
+            ConfigFinding::fault(format!("cannot read {file}; remedy: create {file}")).about(key)
+        };
+        fake.report.configuration = vec![fault("tls.certificate", "/a"), fault("tls.key", "/b")];
+        let findings = examine(&fake.report);
+        let (severity, text) = found(&findings, "tls.certificate");
+        assert_eq!(severity, Severity::Problem);
+        let expected = "tls.certificate: cannot read /a\ntls.key: cannot read /b\n\
+                        create /a\ncreate /b";
+        assert_eq!(text, expected);
+        for id in ["tls.files", "tls.reload"] {
+            assert_eq!(found(&findings, id).0, Severity::Info, "{id}");
+        }
     }
 
     #[test]
