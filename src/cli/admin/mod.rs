@@ -165,7 +165,7 @@ pub(super) struct AdminClient {
     address: AdminAddress,
     server: Server,
     /// The first token is sent; a refused token is removed while there is another.
-    tokens: Vec<Token>,
+    tokens: Vec<FoundToken>,
     retries: u32,
     /// The wait between two tries.
     pause: Duration,
@@ -173,14 +173,14 @@ pub(super) struct AdminClient {
 
 /// A token, and how it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Token {
+struct FoundToken {
     text: String,
     /// The owner of the file in which it was found unasked. It is sent to programs of this user and
     /// of root alone: while skep is not running, every user of this host may listen on its port.
     owner: Option<u32>,
 }
 
-impl Token {
+impl FoundToken {
     /// A token that was named.
     fn named(text: impl Into<String>) -> Self {
         Self { text: text.into(), owner: None }
@@ -229,19 +229,19 @@ impl AdminArguments {
     }
 
     /// The token of the flags, or of the environment.
-    fn named_token(&self) -> Result<Option<Token>, AdminArgumentError> {
+    fn named_token(&self) -> Result<Option<FoundToken>, AdminArgumentError> {
         if let Some(token) = &self.token {
-            return Ok(Some(Token::named(token)));
+            return Ok(Some(FoundToken::named(token)));
         }
         if let Some(path) = &self.token_file {
             let text = fs::read_to_string(path)
                 .map_err(|error| AdminArgumentError::TokenFile(path.clone(), error))?;
             let first = text.lines().next().map(str::trim).filter(|it| !it.is_empty());
             let first = first.ok_or_else(|| AdminArgumentError::EmptyTokenFile(path.clone()))?;
-            return Ok(Some(Token::named(first)));
+            return Ok(Some(FoundToken::named(first)));
         }
         let set = std::env::var("SKEP__ADMIN__TOKEN").ok().filter(|it| !it.is_empty());
-        Ok(set.map(Token::named))
+        Ok(set.map(FoundToken::named))
     }
 }
 
@@ -253,10 +253,10 @@ fn config_of_environment() -> Result<Config, ConfigError> {
 }
 
 /// The tokens that trackers on this host generated. They are never sent to another host.
-fn kept_tokens(address: &AdminAddress, config: &Config) -> Vec<Token> {
+fn kept_tokens(address: &AdminAddress, config: &Config) -> Vec<FoundToken> {
     let config = Some(config).filter(|_| address.is_this_host());
     let found = config.map(server::kept_tokens).unwrap_or_default();
-    found.into_iter().map(|(text, owner)| Token { text, owner: Some(owner) }).collect()
+    found.into_iter().map(|(text, owner)| FoundToken { text, owner: Some(owner) }).collect()
 }
 
 impl AdminClient {
@@ -344,7 +344,7 @@ impl AdminClient {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let at = || self.address.to_string();
-        if let Some(Token { text, owner }) = self.tokens.first() {
+        if let Some(FoundToken { text, owner }) = self.tokens.first() {
             if let Some(user) = owner.and_then(|owner| self.other_user(owner)) {
                 return Err(TryError::Final(AdminError::OtherUser { at: at(), user }));
             }
@@ -466,7 +466,7 @@ mod tests {
     fn client(listener: &TcpListener, tokens: &[&str], retries: u32) -> AdminClient {
         let address: AdminAddress = listener.local_addr().unwrap().into();
         let server = Server { authority: address.authority.clone(), tls: None };
-        let tokens = tokens.iter().map(|it| Token::named(*it)).collect();
+        let tokens = tokens.iter().map(|it| FoundToken::named(*it)).collect();
         AdminClient { address, server, tokens, retries, pause: Duration::ZERO }
     }
 

@@ -19,7 +19,7 @@ const NAME: &str = env!("CARGO_PKG_NAME");
 
 /// How an address that cannot be bound is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Verdict {
+enum PortVerdict {
     /// The tracker that runs with these settings has it.
     OwnTracker,
     /// The service manager holds it for skep, or whoever has it is not visible.
@@ -54,29 +54,31 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
     remedies.dedup();
     let remedy = format!("{}\n$ ss -lnp", remedies.join("; "));
     vec![match worst {
-        Verdict::OwnTracker => PORTS.ok("the tracker that runs has the ports of these settings"),
-        Verdict::Unclear if is_running => PORTS
+        PortVerdict::OwnTracker => {
+            PORTS.ok("the tracker that runs has the ports of these settings")
+        }
+        PortVerdict::Unclear if is_running => PORTS
             .info(format!("{fact}\nskep responds at {}", report.config.admin.listen))
             .remedied("if that is not this tracker, run `skep doctor` as root\n$ ss -lnp"),
-        Verdict::Unclear => PORTS.info(fact).remedied(
+        PortVerdict::Unclear => PORTS.info(fact).remedied(
             "nothing, if skep.socket holds them for skep\n$ systemctl status skep.socket",
         ),
-        Verdict::Taken => PORTS.problem(fact, remedy),
+        PortVerdict::Taken => PORTS.problem(fact, remedy),
     }]
 }
 
-fn verdict(reason: &BindDenial, is_running: bool) -> Verdict {
+fn verdict(reason: &BindDenial, is_running: bool) -> PortVerdict {
     match reason {
         BindDenial::InUse(AddressHolder::Process { program, .. }) => match program.as_str() {
-            SERVICE_MANAGER if is_running => Verdict::OwnTracker,
-            SERVICE_MANAGER => Verdict::Unclear,
-            NAME if is_running => Verdict::OwnTracker,
-            _ => Verdict::Taken,
+            SERVICE_MANAGER if is_running => PortVerdict::OwnTracker,
+            SERVICE_MANAGER => PortVerdict::Unclear,
+            NAME if is_running => PortVerdict::OwnTracker,
+            _ => PortVerdict::Taken,
         },
         BindDenial::InUse(AddressHolder::User(_) | AddressHolder::Nobody) if is_running => {
-            Verdict::Unclear
+            PortVerdict::Unclear
         }
-        _ => Verdict::Taken,
+        _ => PortVerdict::Taken,
     }
 }
 

@@ -60,7 +60,7 @@ pub(in crate::cli) struct Options {
 
 /// A line of the input.
 #[derive(Debug, PartialEq, Eq)]
-struct Entry<'a> {
+struct ImportLine<'a> {
     passkey: Option<&'a str>,
     name: &'a str,
 }
@@ -86,15 +86,15 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, CommandError> {
 /// are issued.
 fn import(
     options: &Options,
-    entries: &[Entry<'_>],
+    entries: &[ImportLine<'_>],
     output: &mut ChangeOutput,
 ) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let mut table = Table::new(["STATUS", "ID", "PASSKEY", "NAME"]);
     let (mut done, mut known) = (0, 0);
     for some in entries.chunks(REQUEST_MAX) {
-        let body = |entry: &Entry<'_>| {
-            let Entry { passkey, name } = *entry;
+        let body = |entry: &ImportLine<'_>| {
+            let ImportLine { passkey, name } = *entry;
             json!(NewPasskeyBody { name, passkey, limits: &options.limits })
         };
         let body = json!({ "passkeys": some.iter().map(body).collect::<Vec<_>>() });
@@ -159,7 +159,7 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// Parses all lines, or returns every fault with its line's number.
-fn parse(text: &str, issue: bool) -> Result<Vec<Entry<'_>>, Vec<String>> {
+fn parse(text: &str, issue: bool) -> Result<Vec<ImportLine<'_>>, Vec<String>> {
     let (mut entries, mut faults) = (Vec::new(), Vec::new());
     let mut first_lines = HashMap::new();
     for (line, at) in text.lines().zip(1..) {
@@ -167,7 +167,7 @@ fn parse(text: &str, issue: bool) -> Result<Vec<Entry<'_>>, Vec<String>> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let entry = if issue { Entry { passkey: None, name: line } } else { split(line) };
+        let entry = if issue { ImportLine { passkey: None, name: line } } else { split(line) };
         let before = entry.passkey.map(str::to_ascii_lowercase);
         let before = before.and_then(|it| first_lines.insert(it, at));
         match (fault(&entry), before) {
@@ -185,14 +185,14 @@ fn parse(text: &str, issue: bool) -> Result<Vec<Entry<'_>>, Vec<String>> {
 }
 
 /// Splits a line into a passkey and a name.
-fn split(line: &str) -> Entry<'_> {
+fn split(line: &str) -> ImportLine<'_> {
     let is_separator = |it: char| it.is_whitespace() || it == ',';
     let (passkey, name) = line.split_once(is_separator).unwrap_or((line, ""));
-    Entry { passkey: Some(passkey), name: name.trim_matches(is_separator) }
+    ImportLine { passkey: Some(passkey), name: name.trim_matches(is_separator) }
 }
 
 /// What is wrong with a line. A passkey is not repeated: it may be another's, misplaced.
-fn fault(entry: &Entry<'_>) -> Option<&'static str> {
+fn fault(entry: &ImportLine<'_>) -> Option<&'static str> {
     let is_passkey = |it: &str| digest_of(it).is_some();
     if !entry.passkey.is_none_or(is_passkey) {
         return Some("a line must begin with a passkey of 32 hexadecimal digits (see --issue)");
@@ -211,11 +211,11 @@ mod tests {
         let [a, b, c, d] = &keys;
         let text = format!("# users\n\n{a} ann lee\r\n{b}\tbob\n{c},\"x\", y\n  {d}\n");
         let found = parse(&text, false).unwrap();
-        let entry = |passkey, name| Entry { passkey: Some(passkey), name };
+        let entry = |passkey, name| ImportLine { passkey: Some(passkey), name };
         let expected = [entry(a, "ann lee"), entry(b, "bob"), entry(c, "\"x\", y"), entry(d, "")];
         assert_eq!(found, expected);
         let names = parse("ann lee\n# x\nbob\n", true).unwrap();
-        let entry = |name| Entry { passkey: None, name };
+        let entry = |name| ImportLine { passkey: None, name };
         assert_eq!(names, [entry("ann lee"), entry("bob")]);
     }
 
