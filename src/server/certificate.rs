@@ -11,15 +11,12 @@ use rustls::sign::CertifiedKey;
 use rustls::{Error as TlsError, InconsistentKeys, ServerConfig};
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate, X509Version};
 
+use crate::admin::live::EXPIRY_NEAR_S;
 use crate::config::{Config, ConfigError, ConfigFinding};
 use crate::server::{confine, options};
 use crate::sys::clock::Clock;
 use crate::sys::identity::UnixUser;
 use crate::sys::regular_file;
-
-/// Seconds before the end of a certificate from which on it is warned of: certbot renews 30 days
-/// before, so by then several attempts have failed.
-pub(crate) const EXPIRY_NEAR_S: i64 = 14 * DAY_S;
 
 const DAY_S: i64 = 24 * 60 * 60;
 
@@ -227,7 +224,7 @@ impl Validity {
                 day(from_s)
             ));
         }
-        (to_s - now_s < EXPIRY_NEAR_S).then(|| {
+        (to_s - now_s < i64::from(EXPIRY_NEAR_S)).then(|| {
             format!(
                 "expires on {}, in {} days; remedy: renew it, and check what should have \
                  (certbot renew --dry-run)",

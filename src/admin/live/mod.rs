@@ -24,7 +24,9 @@ pub use board::{HISTORY_S, StatsHub, VIEWERS_MAX};
 pub use day::{DAY_BYTES_MAX, DayFileError, DayHistory};
 pub use sample::{Flow, METRICS, MetricFlow, Sample, WorkerLoad};
 pub use status::STATUS_METRICS;
-pub(crate) use status::{StatusResponse, StatusTorrents, StatusWarning};
+pub(crate) use status::{
+    EXPIRY_NEAR_S, PROXY_SEEN_S, StatusResponse, StatusTorrents, StatusWarning,
+};
 
 pub(super) use page::{page, root};
 pub(super) use socket::socket;

@@ -33,11 +33,12 @@ pub const STATUS_METRICS: [&str; 12] = [
     "skep_unlisted_proxy_latest_timestamp_seconds",
 ];
 
-/// How long before its end a certificate is a concern, in seconds: as in `skep check`.
-const EXPIRY_S: f64 = 14.0 * 86_400.0;
+/// Seconds before the end of a certificate from which on it is warned of: certbot renews 30 days
+/// before, so by then several attempts have failed.
+pub(crate) const EXPIRY_NEAR_S: u32 = 14 * 24 * 60 * 60;
 
-/// How long a proxy that is not listed is a concern after its latest request, in seconds.
-const PROXY_S: f64 = 3600.0;
+/// Seconds for which a request through a proxy that is not listed counts as present.
+pub(crate) const PROXY_SEEN_S: f64 = 3600.0;
 
 /// The share of its memory from which the store counts as full: it makes room soon.
 const MEMORY_FULL: f64 = 0.95;
@@ -227,7 +228,7 @@ fn of_sources(sample: &Sample) -> Vec<StatusWarning> {
     warn(&mut found, unroutable > 0.0, "unroutable_addresses", message, remedy);
     let name = "skep_unlisted_proxy_latest_timestamp_seconds";
     let latest_s = labelled(sample, name, ("source", "private"));
-    let is_recent = latest_s > 0.0 && sample.at_s - latest_s < PROXY_S;
+    let is_recent = latest_s > 0.0 && sample.at_s - latest_s < PROXY_SEEN_S;
     let message = || "a reverse proxy that is not listed names clients in vain".to_owned();
     let remedy = "the log has its address: add it to http.trusted_proxies if a reverse proxy of \
                   yours runs there, but not if it is a bridge or NAT that hides clients";
@@ -274,7 +275,13 @@ fn of_certificate(sample: &Sample) -> Vec<StatusWarning> {
         false => "the TLS certificate has expired".to_owned(),
     };
     let remedy = "renew it; skep loads the new one by itself if it may read the files";
-    warn(&mut found, end_s > 0.0 && left_s < EXPIRY_S, "certificate", message, remedy);
+    warn(
+        &mut found,
+        end_s > 0.0 && left_s < f64::from(EXPIRY_NEAR_S),
+        "certificate",
+        message,
+        remedy,
+    );
     found
 }
 
@@ -377,7 +384,7 @@ mod tests {
                 vec![flow(
                     "skep_unlisted_proxy_latest_timestamp_seconds",
                     ("source", "private"),
-                    total(NOW_S - PROXY_S + 1.0),
+                    total(NOW_S - PROXY_SEEN_S + 1.0),
                 )],
                 "unlisted_proxy",
             ),
@@ -385,7 +392,7 @@ mod tests {
                 vec![flow(
                     "skep_tls_certificate_not_after_timestamp_seconds",
                     none,
-                    total(NOW_S + EXPIRY_S - 1.0),
+                    total(NOW_S + f64::from(EXPIRY_NEAR_S) - 1.0),
                 )],
                 "certificate",
             ),
@@ -408,8 +415,8 @@ mod tests {
         let at = |name, label, at_s| ids(vec![flow(name, label, total(at_s))]);
         let proxy = "skep_unlisted_proxy_latest_timestamp_seconds";
         assert!(at(proxy, ("source", "public"), NOW_S).is_empty(), "a client's own proxy");
-        assert!(at(proxy, ("source", "private"), NOW_S - PROXY_S).is_empty(), "long ago");
+        assert!(at(proxy, ("source", "private"), NOW_S - PROXY_SEEN_S).is_empty(), "long ago");
         let end = "skep_tls_certificate_not_after_timestamp_seconds";
-        assert!(at(end, none, NOW_S + EXPIRY_S).is_empty());
+        assert!(at(end, none, NOW_S + f64::from(EXPIRY_NEAR_S)).is_empty());
     }
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use super::HostReport;
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
+use crate::admin::live::PROXY_SEEN_S;
 use crate::cli::text::count;
 use crate::config::Config;
 use crate::frontend::figures::{grouped, rounded};
@@ -35,9 +36,6 @@ const PROXIES: Check = Check::new(
 /// The share of the requests over HTTP from which on those through a proxy that is not listed are
 /// those of a proxy in front, and not of clients' own proxies: as in the alert SkepProxyUnlisted.
 const SHARE_HIGH: f64 = 0.5;
-
-/// Seconds for which a request through a proxy that is not listed counts as present.
-const PROXY_SEEN_S: f64 = 3600.0;
 
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
     vec![bind(report), ipv6(report), scope(report), proxies(report)]

@@ -88,16 +88,16 @@ fn io_uring(report: &HostReport) -> Finding {
 
 /// Why the running tracker, if any, does not use io_uring. The same cause may not affect this
 /// process.
-fn fallback(patient: &HostReport) -> Option<&str> {
+fn fallback(report: &HostReport) -> Option<&str> {
     const SERIES: &str = "skep_io_backend_info{backend=\"mmsg\",reason=\"";
-    let metrics = patient.facts.metrics.as_ref().ok()?;
+    let metrics = report.facts.metrics.as_ref().ok()?;
     let reason = metrics.lines().find_map(|it| it.strip_prefix(SERIES))?.strip_suffix("\"} 1")?;
     (reason != "configured").then_some(reason)
 }
 
-fn sysctl(patient: &HostReport) -> Finding {
-    let works = patient.facts.io_uring.is_ok();
-    match patient.host.number("/proc/sys/kernel/io_uring_disabled") {
+fn sysctl(report: &HostReport) -> Finding {
+    let works = report.facts.io_uring.is_ok();
+    match report.host.number("/proc/sys/kernel/io_uring_disabled") {
         Ok(0) => SYSCTL.ok("kernel.io_uring_disabled = 0"),
         Ok(value) if works => SYSCTL
             .info(format!("kernel.io_uring_disabled = {value}, but this user may use io_uring"))
@@ -106,21 +106,21 @@ fn sysctl(patient: &HostReport) -> Finding {
             format!("kernel.io_uring_disabled = {value}"),
             "$ sysctl -w kernel.io_uring_disabled=0\nand the same in /etc/sysctl.d/99-skep.conf",
         ),
-        Err(unread) if unread.is_missing && patient.host.has("/proc/sys/kernel") => {
+        Err(unread) if unread.is_missing && report.host.has("/proc/sys/kernel") => {
             SYSCTL.ok("the kernel does not have this sysctl")
         }
         Err(unread) => SYSCTL.unread(&unread),
     }
 }
 
-fn seccomp(patient: &HostReport) -> Finding {
+fn seccomp(report: &HostReport) -> Finding {
     const PATH: &str = "/proc/self/status";
-    let status = match patient.host.text(PATH) {
+    let status = match report.host.text(PATH) {
         Ok(status) => status,
         Err(unread) => return SECCOMP.unread(&unread),
     };
     let mode = status.lines().find_map(|it| it.strip_prefix("Seccomp:")).map(str::trim);
-    match (mode, patient.facts.io_uring.is_ok()) {
+    match (mode, report.facts.io_uring.is_ok()) {
         (Some("0"), _) => SECCOMP.ok("no filter is in force"),
         (Some("1" | "2"), true) => SECCOMP.ok("a filter is in force, and lets io_uring through"),
         (Some("1" | "2"), false) => SECCOMP.warning(

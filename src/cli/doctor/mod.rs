@@ -129,7 +129,7 @@ impl HostReport {
 }
 
 /// Runs all checks, group by group.
-pub fn examine(patient: &HostReport) -> Vec<Finding> {
+pub fn examine(report: &HostReport) -> Vec<Finding> {
     let groups: [fn(&HostReport) -> Vec<Finding>; 12] = [
         settings::examine,
         kernel::examine,
@@ -144,7 +144,7 @@ pub fn examine(patient: &HostReport) -> Vec<Finding> {
         container::examine,
         state::examine,
     ];
-    groups.iter().flat_map(|examine| examine(patient)).collect()
+    groups.iter().flat_map(|examine| examine(report)).collect()
 }
 
 /// Checks this host and prints the findings.
