@@ -1,10 +1,14 @@
 //! Info-hashes on the command line: digits, or a `.torrent` file that has them.
 
+use std::io::Read as _;
 use std::path::Path;
 
 use crate::client::metainfo::Metainfo;
 use crate::sys::regular_file;
 use crate::types::InfoHash;
+
+/// The largest `.torrent` file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Digits of a v1 info-hash.
 const V1_DIGITS: usize = 40;
@@ -22,11 +26,23 @@ pub(super) fn of_argument(text: &str) -> Result<InfoHash, String> {
     if is_hash && let Some(hash) = InfoHash::from_hex(&text[..V1_DIGITS]) {
         return Ok(hash);
     }
-    let file = regular_file::read(Path::new(text)).map_err(|error| {
+    let file = read(Path::new(text)).map_err(|error| {
         format!("neither 40 or 64 hexadecimal digits nor a readable .torrent file: {error}")
     })?;
     let torrent = Metainfo::parse(&file).map_err(|error| format!("not a torrent: {error}"))?;
     torrent.info_hash().ok_or_else(|| "the torrent has no info-hash".to_owned())
+}
+
+/// Reads a whole `.torrent` file.
+pub(super) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = regular_file::open(path)?;
+    if file.metadata()?.len() > FILE_BYTES_MAX {
+        let problem = format!("the file is longer than {FILE_BYTES_MAX} bytes");
+        return Err(std::io::Error::other(problem));
+    }
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -14,10 +14,10 @@ use clap::Args;
 use http::Method;
 use serde::Serialize;
 
-use super::read;
 use crate::cli::admin::{
     self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError,
 };
+use crate::cli::info_hash;
 use crate::cli::json;
 use crate::cli::text::escaped;
 use crate::client::metainfo::Metainfo;
@@ -150,7 +150,7 @@ fn collect(path: &Path, depth: usize, files: &mut Vec<FoundFile>) {
 /// # Errors
 /// [`AdminError`] if every further file would fail in the same way.
 fn add(client: &mut AdminClient, path: &Path) -> Result<FileResult, AdminError> {
-    let bytes = match read(path) {
+    let bytes = match info_hash::read(path) {
         Ok(bytes) => bytes,
         Err(error) => return Ok(FileResult::failed(path, error.to_string())),
     };

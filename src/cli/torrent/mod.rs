@@ -3,8 +3,6 @@
 mod add;
 mod browse;
 
-use std::io::Read as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -12,11 +10,7 @@ use clap::Subcommand;
 
 use super::{admin, info_hash};
 use crate::access::lists::{ListKind, ListValue, parse_value};
-use crate::sys::regular_file;
 use crate::types::InfoHash;
-
-/// The largest `.torrent` file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Subcommands of `skep torrent`.
 #[derive(Debug, Subcommand)]
@@ -61,18 +55,6 @@ impl FromStr for NamedTorrent {
         };
         Ok(Self { text: text.to_owned(), info_hash })
     }
-}
-
-/// Reads a whole `.torrent` file.
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = regular_file::open(path)?;
-    if file.metadata()?.len() > FILE_BYTES_MAX {
-        let problem = format!("the file is longer than {FILE_BYTES_MAX} bytes");
-        return Err(std::io::Error::other(problem));
-    }
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]
