@@ -4,8 +4,9 @@
 //! input   the file's text | 0 | VARIABLE=value | 0 | VARIABLE=value | …
 //! ```
 //!
-//! Invariants checked: nothing panics; an error has a text of one line; an accepted configuration
-//! can be printed, and is the same when read back.
+//! Invariants checked: nothing panics; an error has a line of text for each of its faults, whatever
+//! the values that it quotes; an accepted configuration can be printed, and is the same when read
+//! back.
 #![no_main]
 
 use std::path::PathBuf;
@@ -25,8 +26,10 @@ fn load(text: &str, environment: Vec<(String, String)>) -> Option<Config> {
     match source.load() {
         Ok(config) => Some(config),
         Err(error) => {
-            let error = error.to_string();
-            assert!(!error.is_empty() && !error.contains(char::is_control), "{error:?}");
+            let text = error.to_string();
+            assert_eq!(text.split('\n').count(), error.faults.len(), "{text:?}");
+            let is_sound = |it: &str| !it.is_empty() && !it.contains(char::is_control);
+            assert!(text.split('\n').all(is_sound), "{text:?}");
             None
         }
     }
