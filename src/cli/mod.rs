@@ -97,6 +97,16 @@ enum Command {
     Snapshot(snapshot::SnapshotCommand),
 }
 
+/// Arguments of `check` and of `doctor`, which both print findings on the settings.
+#[derive(Debug, Args)]
+struct FindingsArguments {
+    /// Print one JSON array instead of text
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 struct Run {

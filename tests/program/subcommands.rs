@@ -19,16 +19,16 @@ use crate::support::{
 };
 
 const PRIVATE: (&str, &str) = ("SKEP__ACCESS__MODE", "private");
-const REGISTERED: (&str, &str) = ("SKEP__ACCESS__MODE", "registered");
+pub(crate) const REGISTERED: (&str, &str) = ("SKEP__ACCESS__MODE", "registered");
 
-fn start(variables: &[(&str, &str)]) -> Skep {
+pub(crate) fn start(variables: &[(&str, &str)]) -> Skep {
     let mut command = command();
     command.args(["--listen", "127.0.0.1:0", "--workers", "1"]).envs(variables.iter().copied());
     Skep::spawn(command)
 }
 
 /// Runs a subcommand with the token of this tracker: exit code, standard output and error.
-fn ask(skep: &Skep, subcommand: &str, rest: &[&str]) -> (Option<i32>, String, String) {
+pub(crate) fn ask(skep: &Skep, subcommand: &str, rest: &[&str]) -> (Option<i32>, String, String) {
     outcome(&ask_with_input(skep, subcommand, rest, ""))
 }
 
@@ -65,12 +65,12 @@ fn ask_unread(skep: &Skep, subcommand: &str, rest: &[&str], input: &str) -> (Opt
 }
 
 /// The objects that a command prints, one per line.
-fn objects(stdout: &str) -> Vec<Value> {
+pub(crate) fn objects(stdout: &str) -> Vec<Value> {
     stdout.lines().map(|it| serde_json::from_str(it).unwrap()).collect()
 }
 
 /// A `.torrent` file of this name; returns its path and its info-hash.
-fn torrent_file(folder: &Path, name: &str) -> (String, String) {
+pub(crate) fn torrent_file(folder: &Path, name: &str) -> (String, String) {
     use sha1::Digest as _;
     let info = format!(
         "d6:lengthi5e4:name{}:{name}12:piece lengthi16384e6:pieces20:01234567890123456789e",
@@ -335,7 +335,7 @@ fn lists_are_edited_in_force_at_once_and_in_their_file() {
     let hash = "0b".repeat(20);
     let magnet = format!("magnet:?xt=urn:btih:{hash}");
     assert_eq!(ask(&skep, "allow torrents add", &[&magnet]).0, Some(0));
-    assert_eq!(ask(&skep, "allow torrents list", &[]).1, format!("{hash}\t\n"));
+    assert_eq!(ask(&skep, "allow torrents list", &[]).1, format!("{hash}\t\t-\n"));
     let refused = Client::connect(skep.udp[0]).announce_refused(&leecher(1, 6881));
     assert!(refused.contains("torrent"), "{refused}");
     assert_eq!(ask(&skep, "allow torrents remove", &[&hash]).0, Some(0));

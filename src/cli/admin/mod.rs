@@ -3,6 +3,7 @@
 
 mod address;
 mod output;
+mod pages;
 
 use std::fs;
 use std::io;
@@ -23,6 +24,7 @@ use crate::server;
 use crate::sys::holder::listening_users;
 pub(super) use address::AdminAddress;
 pub(super) use output::ChangeOutput;
+pub(super) use pages::PagedList;
 
 /// The wait between two tries.
 const PAUSE: Duration = Duration::from_secs(2);

@@ -10,11 +10,11 @@ use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{LimitArguments, NewPasskeyBody};
+use super::{NewPasskeyArguments, NewPasskeyBody, PASSKEYS};
 use crate::access::passkey::{NAME_BYTES_MAX, digest_of};
-use crate::cli::admin::{self, AdminArguments, ChangeOutput, CommandError};
+use crate::cli::admin::{self, ChangeOutput, CommandError};
 use crate::cli::json;
-use crate::cli::table::{Cell, Table};
+use crate::cli::table::{Table, TableCell};
 use crate::cli::text::count;
 use crate::sys::regular_file;
 
@@ -49,13 +49,8 @@ pub(in crate::cli) struct Options {
     /// Issue a new passkey for each line, which is a name
     #[arg(long)]
     issue: bool,
-    /// Print a JSON object for each passkey
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    limits: LimitArguments,
-    #[command(flatten)]
-    admin: AdminArguments,
+    new: NewPasskeyArguments,
 }
 
 /// A line of the input.
@@ -89,20 +84,22 @@ fn import(
     entries: &[ImportLine<'_>],
     output: &mut ChangeOutput,
 ) -> Result<ExitCode, CommandError> {
-    let mut client = options.admin.client()?;
+    let NewPasskeyArguments { json: as_json, limits, admin } = &options.new;
+    let mut client = admin.client()?;
+    let target = format!("{PASSKEYS}/import");
     let mut table = Table::new(["STATUS", "ID", "PASSKEY", "NAME"]);
     let (mut done, mut known) = (0, 0);
     for some in entries.chunks(REQUEST_MAX) {
         let body = |entry: &ImportLine<'_>| {
             let ImportLine { passkey, name } = *entry;
-            json!(NewPasskeyBody { name, passkey, limits: &options.limits })
+            json!(NewPasskeyBody { name, passkey, limits })
         };
         let body = json!({ "passkeys": some.iter().map(body).collect::<Vec<_>>() });
-        let (target, body) = ("/api/v1/passkeys/import", body.to_string().into_bytes());
+        let body = body.to_string().into_bytes();
         // Only passkeys that clients have can be imported twice without effect.
         let response = match options.issue {
-            true => client.request_once(Method::POST, target, body),
-            false => client.request(Method::POST, target, body),
+            true => client.request_once(Method::POST, &target, body),
+            false => client.request(Method::POST, &target, body),
         };
         let response = response.map_err(|error| {
             let rest = entries.len() - done;
@@ -111,7 +108,7 @@ fn import(
         let results = response.body["passkeys"].as_array().cloned().unwrap_or_default();
         done += results.len();
         known += results.iter().filter(|it| it["status"] == "known").count();
-        if options.json {
+        if *as_json {
             output.print(&json::lines(&results));
         } else {
             output.keep(|| table.print(&results.iter().map(row).collect::<Vec<_>>()));
@@ -139,8 +136,8 @@ fn lost(error: &io::Error, issued: &[Value], rest: usize) -> CommandError {
     ))
 }
 
-fn row(result: &Value) -> [Cell; 4] {
-    let text = |key: &str| Cell::Text(result[key].as_str().unwrap_or("-").to_owned());
+fn row(result: &Value) -> [TableCell; 4] {
+    let text = |key: &str| TableCell::Text(result[key].as_str().unwrap_or("-").to_owned());
     [text("status"), text("id"), text("passkey"), text("name")]
 }
 
