@@ -100,7 +100,7 @@ fn collect(path: &Path, depth: usize, files: &mut Vec<Result<PathBuf, FileError>
         return;
     }
     if depth > DEPTH_MAX {
-        return files.push(failed(format!("more than {DEPTH_MAX} folders within each other")));
+        return files.push(failed(format!("folders are nested more than {DEPTH_MAX} deep")));
     }
     let entries = fs::read_dir(path).and_then(|entries| {
         let paths = entries.map(|entry| Ok(entry?.path()));

@@ -13,29 +13,29 @@ use super::info_hash::{FileError, all_of_file, torrent_files};
 use super::json;
 use super::table::TableCell;
 use super::text::{count, escaped};
-use crate::access::lists::{ListKind, ListName, parse_value};
+use crate::access::lists::{ListKind, ListName, parse_value, reason};
 
 const DENY_EXAMPLES: &str = "\
 Examples:
   skep deny networks add 192.0.2.0/24 --reason \"flood\"   clients over TCP are shown the reason
   skep deny torrents add magnet:?xt=urn:btih:5e41ab0866b04ad5a1a1b6d5d6bb5bc1e0d28a51
   skep deny torrents add a.torrent           both hashes of a hybrid torrent
-  skep deny clients add -- -XL               behind -- because of its dash
+  skep deny clients add -- -XL               -- comes before a value with a dash
   skep deny ports add 25 6881-6889
   skep deny networks list --json | jq -r .value
   skep deny networks remove 192.0.2.0/24
 
-What is on a deny list is refused, whatever allows it. The change is in force at once, and written
-to the list's file.";
+A value on a deny list is refused, even if it is on an allow list. A change is in force at once, and
+written to the list's file.";
 
 const ALLOW_EXAMPLES: &str = "\
 Examples:
   skep allow networks add 10.0.0.0/8 2001:db8::/32
   skep allow torrents add /srv/torrents      every .torrent file in this folder and those below
   skep allow torrents list
-  skep allow clients remove -- -qB           behind -- because of its dash
+  skep allow clients remove -- -qB           -- comes before a value with a dash
 
-While an allow list has an entry, or a setting names its file, what is not on it is refused. The
+While an allow list has an entry, or a setting names its file, what is not on it is refused. A
 change is in force at once, and written to the list's file.";
 
 /// Values in one request: with reasons they fit into a body of 2 MB.
@@ -103,7 +103,7 @@ pub(super) enum AllowAction {
 /// Arguments of `add`.
 #[derive(Debug, Args)]
 pub(super) struct AddValuesOptions {
-    /// Values to add; all of them, or none
+    /// Values to add; if one is invalid, none is added
     #[arg(required = true, value_name = "VALUE")]
     values: Vec<String>,
     /// Why, for clients and for those who read the list
@@ -119,7 +119,7 @@ pub(super) struct AddValuesOptions {
 /// Arguments of `remove`.
 #[derive(Debug, Args)]
 pub(super) struct RemoveValuesOptions {
-    /// Values to remove, as the list has them, or .torrent files as with add
+    /// Values to remove, as the list has them; torrents also by their files
     #[arg(required = true, value_name = "VALUE")]
     values: Vec<String>,
     /// Print a JSON object for each value
@@ -223,6 +223,8 @@ fn unfit(kind: ListKind, argument: &str) -> String {
 
 /// Adds values.
 fn add(name: ListName, options: &AddValuesOptions) -> Result<ExitCode, CommandError> {
+    reason(options.reason.as_deref().unwrap_or_default().trim())
+        .map_err(|allowed| CommandError::Usage(format!("--reason: must be {allowed}")))?;
     let named = named(name.kind(), &options.values)?;
     let all: Vec<_> = named.iter().flat_map(|value| &value.values).collect();
     let mut client = options.admin.client()?;

@@ -54,8 +54,8 @@ pub(super) struct Named {
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    /// JSON, one object per line: the only form, also without this flag. A large torrent takes
-    /// several lines; add up their download counts
+    /// Print JSON, one object per line; there is no other format, so the flag may be omitted. A
+    /// large torrent takes several lines: add up their download counts
     #[arg(long)]
     json: bool,
     /// The snapshot

@@ -146,6 +146,8 @@ fn a_tracker_that_registers_nothing_names_the_remedy() {
         let remedy = "remedy: set access.mode to \"";
         assert!(stderr.contains(remedy) && stderr.contains(mode), "{stderr}");
     }
+    let (_, _, stderr) = ask(&skep, "torrent list", &[]);
+    assert!(stderr.ends_with("; --swarms lists announced torrents\n"), "{stderr}");
     let (code, stdout, _) = ask(&skep, "torrent list", &["--swarms"]);
     assert_eq!((code, stdout), (Some(0), format!("{}\t0\t1\t0\t-\t-\t-\n", "07".repeat(20))));
 }
@@ -304,6 +306,12 @@ fn passkeys_of_another_tracker_are_imported_from_a_file_or_standard_input() {
     let rows: Vec<Vec<_>> = stdout.lines().map(|it| it.split('\t').collect()).collect();
     assert_eq!((code, rows.len(), rows[0][0], rows[0][3]), (Some(0), 2, "issued", "dan"));
     assert!(is_served(&skep, rows[0][2]) && is_served(&skep, rows[1][2]));
+    // A file of passkeys is not one of names: as names they would be kept and logged.
+    let input = format!("{eve} eve\n");
+    let (code, _, stderr) =
+        outcome(&ask_with_input(&skep, "passkey import", &["-", "--issue"], &input));
+    let fault = "standard input:1: the line begins with a passkey; with --issue a line is a name";
+    assert!(code == Some(1) && stderr.contains(fault) && !stderr.contains(&eve), "{stderr}");
     let (code, _, stderr) = ask(&skep, "passkey import", &["/nowhere"]);
     assert!(code == Some(1) && stderr.contains("cannot read /nowhere"), "{stderr}");
 }
@@ -569,6 +577,13 @@ fn bad_arguments_end_with_2_and_name_what_is_allowed() {
         (&["allow", "ports", "list"], "ports"),
         (&["passkey", "add"], "NAME"),
         (&["passkey", "add", ""], "a text without control characters"),
+        (&["passkey", "add", &"x".repeat(101)], "1 to 100 bytes"),
+        (&["passkey", "revoke", ""], "a value is required"),
+        (&["deny", "ports", "add", "25", "--reason", "a\nb"], "--reason: must be a reason without"),
+        (
+            &["status", "--admin", "https://a:1", "--ca", "/no"],
+            "/no: certificates cannot be read: No",
+        ),
         (&["torrent", "list", "--retries", "x"], "--retries"),
     ]);
     for words in asking("x") {

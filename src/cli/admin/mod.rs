@@ -58,11 +58,11 @@ pub(super) struct AdminArguments {
     /// The token; visible to other users of this host in the process list
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
-    /// Further tries, 2 s apart, where there is no response
+    /// Further tries if there is no response, 2 s apart
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(..=1000))]
     retries: u32,
-    /// Trust only the authorities in this PEM file (https)
+    /// Trust only the certificates in this PEM file (https)
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
     /// Accept any certificate (https)
@@ -77,7 +77,7 @@ pub(super) enum AdminArgumentError {
     TokenFile(PathBuf, io::Error),
     #[error("--token-file: the first line of {} is empty", .0.display())]
     EmptyTokenFile(PathBuf),
-    #[error("the token has characters that a header cannot carry")]
+    #[error("the token has characters that an HTTP header cannot contain")]
     Token,
     /// The environment may name the listener, the token, and where tokens are kept.
     #[error(
@@ -117,7 +117,10 @@ pub(super) enum AdminError {
     )]
     ProxyLogin(String),
     /// The response is not that of an admin listener.
-    #[error("the program at {0} is not skep, or an older version; remedy: see --admin")]
+    #[error(
+        "the program at {0} is not skep, or an older version of it; remedy: name skep's admin listener \
+         with --admin"
+    )]
     NotSkep(String),
     /// Another user's program listens where skep is expected.
     #[error(

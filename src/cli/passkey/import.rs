@@ -62,7 +62,10 @@ struct ImportLine<'a> {
 
 /// Imports passkeys.
 pub(super) fn run(options: &Options) -> Result<ExitCode, CommandError> {
-    let shown = options.file.display();
+    let shown = match options.file == Path::new("-") {
+        true => "standard input".into(),
+        false => options.file.display().to_string(),
+    };
     let text = read(&options.file)
         .map_err(|error| CommandError::Failed(format!("cannot read {shown}: {error}")))?;
     let entries = parse(&text, options.issue).map_err(|faults| {
@@ -129,7 +132,7 @@ fn lost(error: &io::Error, issued: &[Value], rest: usize) -> CommandError {
     let (number, rest) = (count(issued.len() as u64, "passkey"), count(rest as u64, "line"));
     let ids: Vec<_> = issued.iter().filter_map(|it| it["id"].as_str()).collect();
     CommandError::Failed(format!(
-        "cannot write to standard output: {error}; issued, and not or not all of them shown: \
+        "cannot write to standard output: {error}; issued, and some or all of them not shown: \
          {number}; not imported: {rest}; remedy: revoke those that are lost, skep passkey revoke \
          {}",
         ids.join(" ")
@@ -176,16 +179,20 @@ fn parse(text: &str, issue: bool) -> Result<Vec<ImportLine<'_>>, Vec<String>> {
         }
     }
     if entries.is_empty() && faults.is_empty() {
-        faults.push("1: there is no line with a passkey".into());
+        faults.push("1: no line has a passkey".into());
     }
     if faults.is_empty() { Ok(entries) } else { Err(faults) }
 }
 
 /// Splits a line into a passkey and a name.
 fn split(line: &str) -> ImportLine<'_> {
-    let is_separator = |it: char| it.is_whitespace() || it == ',';
     let (passkey, name) = line.split_once(is_separator).unwrap_or((line, ""));
     ImportLine { passkey: Some(passkey), name: name.trim_matches(is_separator) }
+}
+
+/// Whether a character is between a passkey and a name.
+fn is_separator(character: char) -> bool {
+    character.is_whitespace() || character == ','
 }
 
 /// What is wrong with a line. A passkey is not repeated: it may be another's, misplaced.
@@ -194,8 +201,13 @@ fn fault(entry: &ImportLine<'_>) -> Option<&'static str> {
     if !entry.passkey.is_none_or(is_passkey) {
         return Some("a line must begin with a passkey of 32 hexadecimal digits (see --issue)");
     }
+    // As a name, the passkey would be kept, logged and listed.
+    let first = entry.name.split(is_separator).next().unwrap_or_default();
+    if entry.passkey.is_none() && is_passkey(first) {
+        return Some("the line begins with a passkey; with --issue a line is a name alone");
+    }
     let is_name = entry.name.len() <= NAME_BYTES_MAX && !entry.name.chars().any(char::is_control);
-    (!is_name).then_some("a name must be at most 100 bytes without control characters")
+    (!is_name).then_some("a name has at most 100 bytes, and no control characters")
 }
 
 #[cfg(test)]
@@ -230,5 +242,9 @@ mod tests {
         assert!(!faults.concat().contains(&key));
         assert!(parse("# nothing\n", false).unwrap_err()[0].contains("no line"));
         assert_eq!(parse(&long, true).unwrap_err().len(), 1);
+        for line in [&key, &format!("{key},ann")] {
+            let faults = parse(line, true).unwrap_err();
+            assert!(faults[0].contains("begins with a passkey") && !faults[0].contains(&key));
+        }
     }
 }

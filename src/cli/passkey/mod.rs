@@ -4,6 +4,7 @@ mod import;
 
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use http::Method;
 use serde::Serialize;
@@ -15,7 +16,7 @@ use super::admin::{
 use super::json;
 use super::table::TableCell;
 use super::text::{count, escaped};
-use crate::access::passkey::{digest_of, id_of};
+use crate::access::passkey::{NAME_BYTES_MAX, digest_of, id_of};
 
 const ADD_EXAMPLES: &str = "\
 Examples:
@@ -37,9 +38,9 @@ peers, bytes uploaded, bytes downloaded, announces, issued, name.";
 
 const REVOKE_EXAMPLES: &str = "\
 Examples:
-  skep passkey revoke ann                    by its name, if no other passkey has that
+  skep passkey revoke ann                    by its name, if only one passkey has it
   skep passkey revoke e4147ab02c6f19d8       by its id, as in `skep passkey list`
-  skep passkey revoke 0123456789abcdef0123456789abcdef    a leaked one, by itself
+  skep passkey revoke 0123456789abcdef0123456789abcdef    a leaked passkey itself
 
 A revoked passkey is invalid from the next announce on, and its totals are gone.";
 
@@ -61,7 +62,7 @@ pub(super) enum PasskeyCommand {
 
 /// Arguments of `add`.
 #[derive(Debug, Args)]
-#[command(after_help = admin::help(ADD_EXAMPLES, "no passkey is issued"))]
+#[command(after_help = admin::help(ADD_EXAMPLES, "no passkey has been issued"))]
 pub(super) struct IssuePasskeyOptions {
     /// The holder's name
     #[arg(value_name = "NAME", value_parser = name)]
@@ -119,7 +120,7 @@ pub(super) struct ListPasskeysOptions {
 #[command(after_help = admin::help(REVOKE_EXAMPLES, "at least one passkey is not revoked"))]
 pub(super) struct RevokePasskeysOptions {
     /// Ids, names, or passkeys themselves
-    #[arg(required = true, value_name = "ID|NAME|PASSKEY")]
+    #[arg(required = true, value_name = "ID|NAME|PASSKEY", value_parser = NonEmptyStringValueParser::new())]
     passkeys: Vec<String>,
     /// Print a JSON object for each passkey
     #[arg(long)]
@@ -128,10 +129,15 @@ pub(super) struct RevokePasskeysOptions {
     admin: AdminArguments,
 }
 
-/// Parses a name: not empty, so that somebody can find the passkey later.
+/// Parses a name: not blank, so that somebody can find the passkey later.
 fn name(text: &str) -> Result<String, &'static str> {
-    let is_sound = !text.trim().is_empty() && !text.chars().any(char::is_control);
-    if is_sound { Ok(text.to_owned()) } else { Err("allowed: a text without control characters") }
+    let is_sound = !text.trim().is_empty()
+        && text.len() <= NAME_BYTES_MAX
+        && !text.chars().any(char::is_control);
+    match is_sound {
+        true => Ok(text.to_owned()),
+        false => Err("allowed: 1 to 100 bytes, a text without control characters, not all blanks"),
+    }
 }
 
 /// Runs the command and returns its exit code.
@@ -210,7 +216,7 @@ fn list(options: &ListPasskeysOptions) -> Result<ExitCode, CommandError> {
         row,
         if_empty: match options.name {
             Some(_) => "no passkey has this name",
-            None => "no passkey is issued",
+            None => "no passkey has been issued",
         },
     };
     list.print(&mut client, options.json)
@@ -288,7 +294,7 @@ fn id_of_name(client: &mut AdminClient, name: &str) -> Result<String, CommandErr
         (Some(id), None) => Ok(id.to_owned()),
         (None, _) => Err(CommandError::Failed("there is no passkey with this name or id".into())),
         _ => Err(CommandError::Failed(format!(
-            "{} have this name; remedy: name one by its id, see `skep passkey list --name`",
+            "{} have this name; remedy: name one by its id, see `skep passkey list --name NAME`",
             count(found.len() as u64, "passkey")
         ))),
     }
@@ -301,7 +307,7 @@ mod tests {
     #[test]
     fn a_name_can_be_found_again() {
         assert_eq!(name("ann b"), Ok("ann b".into()));
-        assert!(["", " ", "a\nb"].iter().all(|it| name(it).is_err()));
+        assert!(["", " ", "a\nb", &"x".repeat(101)].iter().all(|it| name(it).is_err()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::NamedTorrent;
-use crate::cli::admin::{self, AdminArguments, ChangeOutput, CommandError, PagedList};
+use crate::cli::admin::{self, AdminArguments, AdminError, ChangeOutput, CommandError, PagedList};
 use crate::cli::doctor::size;
 use crate::cli::json;
 use crate::cli::table::{Table, TableCell};
@@ -37,7 +37,7 @@ Examples:
   skep torrent remove 5e41ab0866b04ad5a1a1b6d5d6bb5bc1e0d28a51
   skep torrent remove old/*.torrent          by their files
 
-Any hash of a hybrid torrent removes it. Its swarm ends as its peers announce next.";
+Any hash of a hybrid torrent removes it. Its peers are refused at their next announce.";
 
 /// Torrents in a list of swarms, by default.
 const SWARMS_DEFAULT: usize = 20;
@@ -55,7 +55,7 @@ pub(in crate::cli) struct ListTorrentsOptions {
     /// List announced torrents, the largest first, instead of registered ones
     #[arg(long)]
     swarms: bool,
-    /// Largest by
+    /// What to sort swarms by
     #[arg(long, value_name = "BY", default_value = "peers", requires = "swarms",
           value_parser = ["peers", "seeders", "completed"])]
     sort: String,
@@ -124,12 +124,18 @@ pub(super) fn list(options: &ListTorrentsOptions) -> Result<ExitCode, CommandErr
         heads: ["INFO-HASH", "SEEDERS", "LEECHERS", "COMPLETED", "SIZE", "REGISTERED", "NAME"],
         row,
         if_empty: if options.swarms {
-            "no torrent is announced"
+            "no torrent has been announced"
         } else {
             "no torrent is registered"
         },
     };
-    list.print(&mut client, options.json)
+    list.print(&mut client, options.json).map_err(|error| match error {
+        // Of a tracker that registers nothing, most likely the swarms are wanted.
+        CommandError::Admin(AdminError::Failed(message)) if !options.swarms => {
+            CommandError::Failed(format!("{message}; --swarms lists announced torrents"))
+        }
+        other => other,
+    })
 }
 
 fn row(torrent: &Value) -> [TableCell; 7] {
