@@ -94,7 +94,8 @@ pub enum AccessError {
     Open,
     /// The tracker has no passkeys.
     #[error(
-        "only a private tracker has passkeys; remedy: set access.mode to \"private\" and restart skep"
+        "only a private tracker has passkeys; remedy: set access.mode to \"private\" and restart \
+         skep"
     )]
     NotPrivate,
     /// The torrent or the passkey does not exist.

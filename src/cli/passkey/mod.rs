@@ -120,7 +120,8 @@ pub(super) struct ListPasskeysOptions {
 #[command(after_help = admin::help(REVOKE_EXAMPLES, "at least one passkey is not revoked"))]
 pub(super) struct RevokePasskeysOptions {
     /// Ids, names, or passkeys themselves
-    #[arg(required = true, value_name = "ID|NAME|PASSKEY", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(required = true, value_name = "ID|NAME|PASSKEY",
+          value_parser = NonEmptyStringValueParser::new())]
     passkeys: Vec<String>,
     /// Print a JSON object for each passkey
     #[arg(long)]

@@ -68,13 +68,13 @@ pub(super) fn status(status: u16, path: &str, is_websocket: bool) -> String {
     let (expected, usual) = if is_websocket { ("101", "/") } else { ("200", "/announce") };
     let hint = match status {
         200..300 if is_websocket => {
-            "not upgraded to a WebSocket: not a WebTorrent tracker, or a proxy that does not forward \
-             the headers Upgrade and Connection"
+            "not upgraded to a WebSocket: not a WebTorrent tracker, or a proxy that does not \
+             forward the headers Upgrade and Connection"
                 .into()
         }
         300..400 => {
-            "a redirect, which clients do not follow: use the URL that it leads to, if a tracker is \
-             there"
+            "a redirect, which clients do not follow: use the URL that it leads to, if a tracker \
+             is there"
                 .into()
         }
         400 => "request not accepted: check that this is an announce URL".into(),

@@ -76,13 +76,13 @@ pub(super) struct Options {
     /// Append this passkey to the path of every URL: /announce/KEY
     #[arg(long, value_name = "KEY", value_parser = passkey_of_argument)]
     passkey: Option<String>,
-    /// Trust only this PEM file: authorities, or the server's own certificate (https, wss)
+    /// Trust only the certificates in this PEM file (https, wss)
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
     /// Accept any certificate (https, wss)
     #[arg(long)]
     insecure: bool,
-    /// Seconds to wait for the first response; the wait doubles with each further try (BEP 15)
+    /// Seconds to wait for the first response; doubled with each further try
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=3840))]
     timeout: u64,

@@ -55,7 +55,7 @@ pub(in crate::cli) struct ListTorrentsOptions {
     /// List announced torrents, the largest first, instead of registered ones
     #[arg(long)]
     swarms: bool,
-    /// What to sort swarms by
+    /// Sort swarms by
     #[arg(long, value_name = "BY", default_value = "peers", requires = "swarms",
           value_parser = ["peers", "seeders", "completed"])]
     sort: String,
