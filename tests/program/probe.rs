@@ -567,3 +567,10 @@ fn a_report_that_cannot_be_written_is_an_error_and_one_that_is_cut_is_not() {
     let output = command().args(["probe", &url]).stdout(writer).output().unwrap();
     assert_eq!((output.status.code(), texts(&output).1.as_str()), (Some(0), ""));
 }
+
+#[test]
+fn a_websocket_to_the_admin_listener_leads_to_its_page() {
+    let skep = start(&[]);
+    let said = failed(&[&format!("ws://{}", skep.admin)]);
+    assert!(said.contains("HTTP status 307: a redirect to \"stats\", which"), "{said}");
+}

@@ -95,6 +95,15 @@ fn shown(path: &str) -> &str {
     if path.is_empty() { "/" } else { path }
 }
 
+/// Explains a redirect to this place, of which at most 200 bytes are shown.
+pub(super) fn redirect(status: u16, place: &[u8]) -> String {
+    let place = place[..place.len().min(200)].escape_ascii();
+    format!(
+        "HTTP status {status}: a redirect to \"{place}\", which clients do not follow: no \
+         WebTorrent tracker at this URL"
+    )
+}
+
 /// Explains a response that lacks what every announce has, for a request to this path.
 pub(super) fn incomplete(flaw: &str, path: &str) -> String {
     let last = path.rsplit('/').next().unwrap_or_default();

@@ -82,7 +82,7 @@ pub(super) struct Options {
     /// Accept any certificate (https, wss)
     #[arg(long)]
     insecure: bool,
-    /// Seconds to wait for the first response; doubled with each further try
+    /// Seconds to wait for the first response; twice as long with each try
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=3840))]
     timeout: u64,

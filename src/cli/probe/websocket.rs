@@ -246,6 +246,9 @@ fn not_upgraded(error: &Error, path: &str, has_tls: bool) -> WebSocketProbeError
     match error {
         Error::Http(response) => {
             let status = response.status().as_u16();
+            if let (300..400, Some(place)) = (status, response.headers().get("location")) {
+                return WebSocketProbeError::Failed(hints::redirect(status, place.as_bytes()));
+            }
             // skep names the reason in the body; other bodies are pages for browsers.
             let body = response.body().as_deref().unwrap_or_default().trim_ascii();
             match Refusal::ALL.iter().find(|it| it.text().as_bytes() == body) {
