@@ -118,8 +118,8 @@ pub(super) enum AdminError {
     ProxyLogin(String),
     /// The response is not that of an admin listener.
     #[error(
-        "the program at {0} is not skep, or an older version of it; remedy: name skep's admin \
-         listener with --admin"
+        "the program at {0} is not skep's admin listener, or one of an older version; remedy: \
+         name skep's admin listener with --admin"
     )]
     NotSkep(String),
     /// Another user's program listens where skep is expected.
