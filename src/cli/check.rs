@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Settings, complain, print};
+use super::{FindingsArguments, complain, print};
 use crate::config::{ConfigFinding, ConfigSeverity};
 use crate::server::{self, StartError};
 
@@ -31,22 +31,19 @@ Exit codes: 0 no fault, 2 a fault or invalid usage.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Options {
-    /// Print one JSON array instead of text
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    settings: Settings,
+    findings: FindingsArguments,
 }
 
 /// Checks the configuration, and prints the findings.
 pub(super) fn run(options: &Options) -> ExitCode {
-    let findings = match options.settings.source() {
+    let findings = match options.findings.settings.source() {
         Ok(source) => server::check(&source).findings,
         Err(StartError::Config(error) | StartError::Host(error)) => error.faults,
         Err(StartError::Failed(error)) => vec![ConfigFinding::fault(error)],
     };
     let faults = findings.iter().filter(|it| it.is_fault()).count();
-    let printed = if options.json {
+    let printed = if options.findings.json {
         print(&json(&findings))
     } else {
         findings.iter().for_each(|it| complain(&line(it)));

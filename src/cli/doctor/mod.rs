@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Settings, complain, print};
+use super::{FindingsArguments, complain, print};
 use crate::config::{Config, ConfigFinding};
 use crate::server::{self, StartError};
 
@@ -77,11 +77,8 @@ Exit codes: 0 no problem, 1 a problem, 2 invalid usage or configuration.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Options {
-    /// Print one JSON array instead of text
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    settings: Settings,
+    findings: FindingsArguments,
 }
 
 /// How long the kernel's counters are watched.
@@ -163,14 +160,14 @@ pub(super) fn run(options: &Options) -> ExitCode {
 fn report_here(options: &Options) -> Result<u8, StartError> {
     let host = Host::here();
     let earlier = EarlierCounters::read(&host);
-    let source = options.settings.source()?;
+    let source = options.findings.settings.source()?;
     let report = server::check(&source);
     let are_settings_valid = report.are_settings_valid();
     let (config, configuration) = (report.config, report.findings);
     let facts = HostFacts::gather(&config);
     sleep(WATCHED);
     let findings = examine(&HostReport { host, earlier, facts, config, configuration });
-    print(&if options.json { report::json(&findings) } else { report::text(&findings) })?;
+    print(&if options.findings.json { report::json(&findings) } else { report::text(&findings) })?;
     let has_problem = findings.iter().any(|it| it.severity == Severity::Problem);
     Ok(if are_settings_valid { u8::from(has_problem) } else { 2 })
 }
