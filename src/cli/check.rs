@@ -10,9 +10,9 @@ use crate::server::{self, StartError};
 
 const EXAMPLES: &str = "\
 Examples:
-  skep check                                 the environment alone
-  skep check --config /etc/skep/skep.toml    a file, and the environment
-  sudo -u skep skep check --config FILE      as the tracker's user: which files it may read
+  skep check                                   the environment alone
+  skep check --config /etc/skep/skep.toml      a file, and the environment
+  runuser -u skep -- skep check --config FILE  as the tracker's user: which files it may read
   skep check --json | jq '.[] | select(.severity == \"fault\")'
 
 Checked are the settings, and what they name: access lists, certificate and key, key file, user,

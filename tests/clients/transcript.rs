@@ -42,7 +42,7 @@ const MASKS: [&str; 16] = [
     r"s/since [A-Z][a-z]{2} [0-9-]+ [0-9:]+ [A-Z]+;/since TIME;/",
     r"s/^( +Status: .*workers=)[0-9]+/\1N/",
     // Dots are a client's progress, and a download of a moment is not announced as completed.
-    r#"s/\.+ done!/. done!/; s/("completed":|completed  +|ever counted, )[01]\b/\1N/"#,
+    r#"s/\.+ done!/. done!/; s/("completed":|completed  +|ever counted, )[01]\b/\1N/g"#,
     r#"s/"(HASH|1\.3[0-9])"/"N"/g; s/(http.*"announce"}) [0-9]+/\1 N/"#,
 ];
 

@@ -55,7 +55,7 @@ Examples:
   skep doctor                                this host, as skep without a configuration needs it
   skep doctor --config /etc/skep/skep.toml   as that configuration needs it
   skep doctor --json | jq '.[] | select(.severity == \"problem\")'
-  sudo -u skep skep doctor                   as the tracker's user: limits and files are its own
+  runuser -u skep -- skep doctor             as the tracker's user: limits and files are its own
   docker exec CONTAINER skep doctor          from within: seccomp, control groups
 
 Each finding has a name that stays the same (such as network.receive_buffer), a fact, and, unless it
