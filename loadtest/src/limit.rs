@@ -121,7 +121,7 @@ impl Responder for NoTracker {
                 (Action::Scrape, encode_scraped(head, entries, out))
             }
         };
-        Ok(DatagramResponse { action, bytes, refusal: None })
+        Ok(DatagramResponse::served(action, bytes))
     }
 
     fn upkeep(&mut self, _now: Now) {}
