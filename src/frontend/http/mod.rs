@@ -54,6 +54,8 @@ pub struct Options {
     pub full_scrape_interval_s: u32,
     /// Whether the statistics pages are public.
     pub public_stats: bool,
+    /// The name of the tracker on the public page; empty: none.
+    pub public_name: String,
     /// Whether announces and scrapes are refused: only WebSockets are served.
     pub without_announces: bool,
     /// Whether WebSockets are refused.
