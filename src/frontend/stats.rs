@@ -46,7 +46,7 @@ pub struct Stats {
 
 /// What the page for people says of the tracker itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PageHead {
+pub struct PublicHead {
     /// The name that the operator has given it; empty: none. The name of the host is not shown: it
     /// may be one that only the operator's network knows.
     pub name: String,
@@ -77,7 +77,7 @@ const CLIENT_ROWS_MAX: usize = 40;
 
 impl Pages {
     /// Writes all pages; `day` is the line of peers over the last 24 hours.
-    pub fn of(head: &PageHead, stats: &Stats, day: DayLine) -> Self {
+    pub fn of(head: &PublicHead, stats: &Stats, day: DayLine) -> Self {
         let html = StatsPage::of(head, stats, day).render().unwrap_or_default();
         Self { html, json: json(stats), badge: badge(stats.peers()) }
     }
@@ -174,7 +174,7 @@ pub(crate) struct ClientRow<'a> {
 }
 
 impl<'a> StatsPage<'a> {
-    fn of(head: &'a PageHead, stats: &'a Stats, day: DayLine) -> Self {
+    fn of(head: &'a PublicHead, stats: &'a Stats, day: DayLine) -> Self {
         let figures = [
             ("Seeders", stats.seeders.iter().sum()),
             ("Leechers", stats.leechers.iter().sum()),
@@ -249,8 +249,8 @@ mod tests {
     }
 
     /// A tracker with a name, 12 days after its start.
-    fn head() -> PageHead {
-        PageHead { name: "tracker.example.org".into(), uptime_s: 12 * 86_400 + 3600 }
+    fn head() -> PublicHead {
+        PublicHead { name: "tracker.example.org".into(), uptime_s: 12 * 86_400 + 3600 }
     }
 
     /// A whole day.
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn the_head_has_the_name_that_was_given_and_the_uptime() {
-        let of = |head: &PageHead| Pages::of(head, &stats(), day()).html;
+        let of = |head: &PublicHead| Pages::of(head, &stats(), day()).html;
         let named = of(&head());
         for part in [
             "<title>tracker.example.org: tracker statistics</title>",
@@ -314,7 +314,7 @@ mod tests {
         ] {
             assert!(named.contains(part), "no {part} in\n{named}");
         }
-        let nameless = of(&PageHead { uptime_s: 59, ..PageHead::default() });
+        let nameless = of(&PublicHead { uptime_s: 59, ..PublicHead::default() });
         for part in [
             "<title>Tracker statistics</title>",
             "<h1>Tracker statistics</h1>",
@@ -322,7 +322,7 @@ mod tests {
         ] {
             assert!(nameless.contains(part), "no {part} in\n{nameless}");
         }
-        let odd = of(&PageHead { name: "<b>".into(), uptime_s: 0 });
+        let odd = of(&PublicHead { name: "<b>".into(), uptime_s: 0 });
         assert!(odd.contains("<h1>&#60;b&#62;</h1>"), "{odd}");
     }
 
@@ -351,7 +351,7 @@ mod tests {
         assert!(pages.html.contains("All others</th><td>4,960 more versions</td>"));
         assert!(pages.json.contains("\"4.0.4999\":7"));
         assert!(
-            Pages::of(&PageHead::default(), &Stats::default(), DayLine::default())
+            Pages::of(&PublicHead::default(), &Stats::default(), DayLine::default())
                 .html
                 .contains("No client has announced yet.")
         );

@@ -12,7 +12,7 @@ use crate::access_store::{AccessError, AccessManager};
 use crate::admin::live::StatsHub;
 use crate::admin::{Process, Token};
 use crate::counters::{StreamCounters, WorkerCounters};
-use crate::frontend::stats::{PageHead, Pages, Stats};
+use crate::frontend::stats::{Pages, PublicHead, Stats};
 use crate::server::context::AppContext;
 use crate::server::control::admin_connections::AdminConnections;
 use crate::server::control::kernel_filter::KernelFilter;
@@ -81,7 +81,7 @@ impl ProcessState {
     }
 
     fn store_pages(&self, stats: &Stats) {
-        let head = PageHead {
+        let head = PublicHead {
             name: self.context.options.load().http.public_name.clone(),
             uptime_s: self.context.clock.elapsed_ns_at(self.now()) / 1_000_000_000,
         };
