@@ -478,6 +478,7 @@ fn the_public_page_needs_no_script_and_fits_a_telephone() {
         assert_eq!(browser.value(FILLS), true, "{name}");
         assert_eq!(browser.text(".now b"), "465");
         let head = browser.text("header");
+        assert_eq!(browser.text("#day-most"), "465", "the line has the peers of now");
         assert!(head.starts_with("tracker.example.org\nTracker statistics\nup "), "{head}");
         let line = browser.value("document.querySelector('.day .line').getAttribute('d')");
         assert!(line.as_str().unwrap().starts_with('M'), "{line}");

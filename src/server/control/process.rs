@@ -128,11 +128,13 @@ impl ProcessState {
         let is_public = self.has_public_stats();
         let is_shown = is_public || self.board.viewers() > 0;
         let clients = if is_shown { self.clients() } else { Vec::new() };
-        if is_public {
-            self.store_pages(&statistics::stats_of(&reading, clients.clone()));
-        }
+        let stats = is_public.then(|| statistics::stats_of(&reading, clients.clone()));
         let state = self.ready().err().unwrap_or_else(|| "serving".into());
         metrics.show(reading, state, clients);
+        // After the sample was published, so that the line of the day ends in the same figures.
+        if let Some(stats) = stats {
+            self.store_pages(&stats);
+        }
     }
 
     /// Ends the open statistics pages, as no more samples follow.
