@@ -47,7 +47,7 @@ Soak profile:
   descriptors, p99 of the last quarter over that of the first, and loss. Memory and descriptors
   need the tracker's process on this host. An --expect-... that is not met ends it with code 1.
 
-Ctrl-C or SIGTERM ends a run, a soak or a comparison with a report on what was measured so far; a
+Ctrl-C or SIGTERM ends every measurement with a report on what was measured so far; a
 second one ends the process at once, without a report.
 
 Exit codes: 0 done, 1 the run failed, was interrupted or missed an --expect-..., 2 invalid usage.

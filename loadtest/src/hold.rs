@@ -12,6 +12,7 @@ use crate::cli::HoldArguments;
 use crate::descriptors;
 use crate::endpoint::Aim;
 use crate::error::LoadtestError;
+use crate::interrupt;
 use crate::machine::Machine;
 use crate::numbers::{grouped, ns, per, seconds};
 use crate::phase::{Driver as _, Task};
@@ -41,22 +42,35 @@ struct Held {
     /// Seconds to open them, and seconds they were held.
     opening_s: f64,
     held_s: f64,
+    /// Whether a signal ended it.
+    is_partial: bool,
     /// The tracker's process; absent if it does not run on this host.
     memory: Option<Memory>,
 }
 
-/// The tracker's resident memory, in bytes.
+/// The tracker's resident memory, in bytes, after each phase; absent if a signal came before its
+/// end.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Memory {
     before_bytes: u64,
-    connected_bytes: u64,
-    announced_bytes: u64,
-    end_bytes: u64,
+    connected_bytes: Option<u64>,
+    announced_bytes: Option<u64>,
+    end_bytes: Option<u64>,
     /// Growth until all connections had announced, per connection.
-    per_connection_bytes: f64,
+    per_connection_bytes: Option<f64>,
 }
 
-/// Opens the connections, holds them, and prints the results.
+/// What a phase has left.
+#[derive(Default)]
+struct HeldPhase {
+    tally: Option<Tally>,
+    /// Resident bytes of the tracker.
+    rss_bytes: Option<u64>,
+    open: u64,
+}
+
+/// Opens the connections, holds them, and prints the results; after a signal those of the part that
+/// was run.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. too few descriptors.
@@ -78,48 +92,67 @@ pub(crate) fn hold(arguments: &HoldArguments) -> Result<(), LoadtestError> {
     let mut generator =
         Generator::new(&plan, &endpoint, Clock::start(), clients.collect(), 0..plan.torrents)
             .map_err(|error| format!("no epoll: {error}"))?;
+    interrupt::watch()?;
     let mut phase = |task| {
+        if interrupt::is_requested() {
+            return Ok(HeldPhase { open: generator.open_connections(), ..HeldPhase::default() });
+        }
         let run = generator.run(task, &AtomicU64::new(0));
         if run.silent {
             return Err(format!("{target} stopped responding: {}", cause(&run.tally)));
         }
-        Ok::<_, String>((run.tally, rss_bytes(), generator.open_connections()))
+        // What a signal has cut short is no measurement of the whole.
+        let rss_bytes = rss_bytes().filter(|_| !interrupt::is_requested());
+        let open = generator.open_connections();
+        Ok::<_, String>(HeldPhase { tally: Some(run.tally), rss_bytes, open })
     };
     let before = rss_bytes();
-    let (connecting, connected, opened) = phase(Task::Connect)?;
+    let connecting = phase(Task::Connect)?;
+    interrupt::check("connecting")?;
+    let opened = connecting.open;
+    let connecting_tally = connecting.tally.unwrap_or_else(|| Tally::new(1, 0));
     if opened == 0 {
-        let cause = cause(&connecting);
+        let cause = cause(&connecting_tally);
         return Err(format!("{target}: no connection could be opened: {cause}").into());
     }
-    let (filling, announced, _) = phase(Task::Fill)?;
-    let duration_ns = ns(arguments.duration);
-    let (_, end, open_at_end) = phase(Task::Rest { duration_ns })?;
-    let memory = before.zip(connected).zip(announced.zip(end));
-    let memory = memory.map(|((before, connected), (announced, end))| Memory {
-        before_bytes: before,
-        connected_bytes: connected,
-        announced_bytes: announced,
-        end_bytes: end,
-        per_connection_bytes: per(announced.saturating_sub(before), opened),
-    });
+    let filling = phase(Task::Fill)?;
+    let announced = filling.tally.as_ref().map_or(0, Tally::answered_all);
+    if !interrupt::is_requested() {
+        eprintln!(
+            "{opened} connections open, {announced} announces answered: held for {} s",
+            arguments.duration
+        );
+    }
+    let resting = phase(Task::Rest { duration_ns: ns(arguments.duration) })?;
+    let per_connection = |(before, after): (u64, u64)| per(after.saturating_sub(before), opened);
     let held = Held {
         machine: Machine::look(),
         tracker: arguments.url.clone(),
         connections: arguments.connections,
         opened,
-        announced: filling.answered_all(),
-        open_at_end,
-        opening_s: seconds(connecting.elapsed_ns),
-        held_s: arguments.duration,
-        memory,
+        announced,
+        open_at_end: resting.open,
+        opening_s: seconds(connecting_tally.elapsed_ns),
+        held_s: resting.tally.map_or(0.0, |tally| seconds(tally.elapsed_ns)),
+        is_partial: interrupt::is_requested(),
+        memory: before.map(|before_bytes| Memory {
+            before_bytes,
+            connected_bytes: connecting.rss_bytes,
+            announced_bytes: filling.rss_bytes,
+            end_bytes: resting.rss_bytes,
+            per_connection_bytes: before.zip(filling.rss_bytes).map(per_connection),
+        }),
     };
     if arguments.json {
         crate::print_json(&held)?;
     } else {
         held.print();
     }
+    if held.is_partial {
+        return Err(LoadtestError::Interrupted);
+    }
     if opened < arguments.connections.into() {
-        let cause = cause(&connecting);
+        let cause = cause(&connecting_tally);
         return Err(format!("{target}: only {opened} could be opened: {cause}").into());
     }
     Ok(())
@@ -163,7 +196,7 @@ impl Held {
         println!("machine     {}", self.machine.line());
         println!(
             "connections {:>12} of {} open after {:.1} s, {} announces answered; {} open after \
-             {} s",
+             {:.1} s",
             grouped(self.opened),
             grouped(self.connections.into()),
             self.opening_s,
@@ -172,17 +205,34 @@ impl Held {
             self.held_s
         );
         match self.memory {
-            Some(memory) => println!(
-                "server RSS  {:>8.1} MiB before, {:.1} MiB connected, {:.1} MiB announced, {:.1} \
-                 MiB at the end: {:.0} bytes per connection",
-                mib(memory.before_bytes),
-                mib(memory.connected_bytes),
-                mib(memory.announced_bytes),
-                mib(memory.end_bytes),
-                memory.per_connection_bytes
-            ),
+            Some(memory) => println!("server RSS  {}", memory.text()),
             None => println!("server      not a process of this host: no memory"),
         }
+        if self.is_partial {
+            println!(
+                "warning: interrupted: {} announces answered, held for {:.1} s",
+                grouped(self.announced),
+                self.held_s
+            );
+        }
+    }
+}
+
+impl Memory {
+    fn text(&self) -> String {
+        let after = [
+            (self.connected_bytes, "connected"),
+            (self.announced_bytes, "announced"),
+            (self.end_bytes, "at the end"),
+        ];
+        let mut text = format!("{:>8.1} MiB before", mib(self.before_bytes));
+        for (bytes, when) in after.into_iter().filter_map(|(bytes, when)| Some((bytes?, when))) {
+            text += &format!(", {:.1} MiB {when}", mib(bytes));
+        }
+        if let Some(bytes) = self.per_connection_bytes {
+            text += &format!(": {bytes:.0} bytes per connection");
+        }
+        text
     }
 }
 

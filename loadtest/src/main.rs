@@ -71,9 +71,7 @@ fn main() -> ExitCode {
         Some(Command::Serve(options)) => limit::serve_tracker(options).map_err(Into::into),
         Some(Command::Compare(compare_arguments)) => compare::compare(compare_arguments),
         Some(Command::Hold(hold_arguments)) => hold::hold(hold_arguments),
-        Some(Command::Memory(memory_arguments)) => {
-            memory::memory(memory_arguments).map_err(Into::into)
-        }
+        Some(Command::Memory(memory_arguments)) => memory::memory(memory_arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,8 @@ use skep::sys::clock::Clock;
 
 use crate::cli::MemoryArguments;
 use crate::contestant::{Contestant, sibling_skep};
+use crate::error::LoadtestError;
+use crate::interrupt;
 use crate::machine::Machine;
 use crate::numbers::{grouped, per};
 use crate::plan::{Distribution, Families, Mix, Plan, Profile};
@@ -43,51 +45,76 @@ struct Row {
 struct Table {
     machine: Machine,
     peers: u32,
+    /// Whether a signal ended it: some cells, or rows, are missing.
+    is_partial: bool,
     rows: Vec<Row>,
 }
 
-/// Measures the table and prints it.
+/// Measures the table and prints it; after a signal the cells that were complete.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that does not start.
-pub(crate) fn memory(arguments: &MemoryArguments) -> Result<(), String> {
+pub(crate) fn memory(arguments: &MemoryArguments) -> Result<(), LoadtestError> {
     let skep = sibling_skep().filter(|_| !arguments.no_skep).map(|program| {
         let arguments = ["run", "--listen", "{addr}", "--admin", "127.0.0.1:0", "--workers", "1"];
         Contestant::own("skep", &program, &arguments)
     });
     let contestants: Vec<_> = skep.into_iter().chain(arguments.tracker.iter().cloned()).collect();
     if contestants.is_empty() {
-        return Err("nothing to measure: build skep beside loadtest, or give --tracker".to_owned());
+        let text = "nothing to measure: build skep beside loadtest, or give --tracker";
+        return Err(text.to_owned().into());
     }
+    interrupt::watch()?;
     let mut rows = Vec::new();
     for contestant in &contestants {
-        let mut cells = Vec::new();
-        for families in [Families::V4, Families::V6] {
-            for per_torrent in &arguments.per_torrent {
-                match cell(contestant, arguments.peers, *per_torrent, families) {
-                    Ok(cell) => {
-                        eprintln!(
-                            "{}, {families:?}, {per_torrent} a torrent: {:.1} bytes a peer",
-                            contestant.name, cell.bytes_per_peer
-                        );
-                        cells.push(cell);
-                    }
-                    // Not every tracker supports both families.
-                    Err(error) => eprintln!("warning: {error}"),
+        let cells = cells(contestant, arguments);
+        let is_partial = interrupt::is_requested();
+        if !cells.is_empty() {
+            rows.push(Row { name: contestant.name.clone(), command: contestant.command(), cells });
+        } else if !is_partial {
+            return Err(format!("{} could not be measured at all", contestant.name).into());
+        }
+        if is_partial {
+            break;
+        }
+    }
+    if rows.is_empty() {
+        interrupt::check("filling")?;
+    }
+    let is_partial = interrupt::is_requested();
+    let table = Table { machine: Machine::look(), peers: arguments.peers, is_partial, rows };
+    if arguments.json {
+        crate::print_json(&table)?;
+    } else {
+        table.print(&arguments.per_torrent);
+    }
+    if is_partial { Err(LoadtestError::Interrupted) } else { Ok(()) }
+}
+
+/// A tracker's cells: all that can be measured, or those until a signal.
+fn cells(contestant: &Contestant, arguments: &MemoryArguments) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for families in [Families::V4, Families::V6] {
+        for per_torrent in &arguments.per_torrent {
+            let measured = cell(contestant, arguments.peers, *per_torrent, families);
+            if interrupt::is_requested() {
+                // A swarm that is filled in part has other bytes a peer.
+                return cells;
+            }
+            match measured {
+                Ok(cell) => {
+                    eprintln!(
+                        "{}, {families:?}, {per_torrent} a torrent: {:.1} bytes a peer",
+                        contestant.name, cell.bytes_per_peer
+                    );
+                    cells.push(cell);
                 }
+                // Not every tracker supports both families.
+                Err(error) => eprintln!("warning: {error}"),
             }
         }
-        if cells.is_empty() {
-            return Err(format!("{} could not be measured at all", contestant.name));
-        }
-        rows.push(Row { name: contestant.name.clone(), command: contestant.command(), cells });
     }
-    let table = Table { machine: Machine::look(), peers: arguments.peers, rows };
-    if arguments.json {
-        return crate::print_json(&table);
-    }
-    table.print(&arguments.per_torrent);
-    Ok(())
+    cells
 }
 
 /// The load of one cell: only announces, swarms of one size, as many sources as needed.
@@ -159,6 +186,9 @@ impl Table {
                 let bytes: Vec<String> = bytes.collect();
                 println!("| {} | {families:?} | {} |", row.name, bytes.join(" | "));
             }
+        }
+        if self.is_partial {
+            println!("\nwarning: interrupted: cells that are missing were not measured");
         }
         println!("\ncommands:");
         self.rows.iter().for_each(|it| println!("- {}: `{}`", it.name, it.command));

@@ -160,9 +160,11 @@ pub(crate) fn soak(
     let mut figures = figures(plan, before.1, &windows, &tallies);
     let elapsed_ns = site.clock.elapsed_ns_at(site.clock.now()) - start_ns;
     figures.used(before.0, looks().0, elapsed_ns);
+    let is_partial = interrupt::is_requested();
+    figures.is_partial = is_partial;
     figures.judge(&arguments.soak.expected());
     print(arguments, tracker, plan, &windows, &figures)?;
-    if interrupt::is_requested() {
+    if is_partial {
         return Err(LoadtestError::Interrupted);
     }
     if figures.missed.is_empty() { Ok(()) } else { Err(figures.missed.join("; ").into()) }

@@ -21,6 +21,7 @@ use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use skep::types::{Event, InfoHash, PeerId};
 
 use crate::check::check;
+use crate::interrupt;
 use crate::numbers::{NS_PER_S, mix, ns, real, seconds, whole};
 use crate::phase::Pace;
 use crate::population::info_hash;
@@ -204,13 +205,13 @@ impl Crowd {
     /// one.
     ///
     /// # Errors
-    /// If the tracker responds to no source.
+    /// If the tracker responds to no source, unless a signal has ended the run.
     pub(crate) fn connect(&mut self) -> Result<usize, String> {
         let left = (0..u16::try_from(self.sources.len()).unwrap_or(u16::MAX)).collect();
         let mut connecting = Connecting { left, tries_left: self.sources.len() * 4 };
         let traffic = self.run(&mut connecting, Pacing::Closed { window: 512, most_s: 5.0 });
         let connected = self.sources.iter().filter(|it| it.connection_id.is_some()).count();
-        if connected == 0 {
+        if connected == 0 && !interrupt::is_requested() {
             return Err(format!(
                 "{}: none of {} sources got a connection id, {} requests had no response: is it a \
                  UDP tracker, and does it accept these sources?",
@@ -227,7 +228,7 @@ impl Crowd {
         self.sources.len()
     }
 
-    /// Runs a work to its end, lost requests included.
+    /// Runs a work to its end, or until a signal; lost requests included.
     pub(crate) fn run(&mut self, work: &mut dyn Work, pacing: Pacing) -> Traffic {
         let start_ns = self.now_ns();
         let (pace, window, most_s) = match pacing {
@@ -245,6 +246,10 @@ impl Crowd {
         loop {
             let heard = self.receive(&mut phase);
             let now_ns = self.now_ns();
+            if interrupt::is_requested() {
+                // Nothing more is sent; responses under way are still awaited.
+                phase.deadline_ns = phase.deadline_ns.min(now_ns);
+            }
             let (sent, dry) = self.send(now_ns, &mut phase);
             if dry && self.ready.is_empty() && self.slots.waiting() == 0 {
                 phase.traffic.seconds = seconds(now_ns.min(phase.deadline_ns) - start_ns);

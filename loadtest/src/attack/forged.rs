@@ -4,6 +4,7 @@
 //! On loopback any address can be a source, so the forger uses the victims' addresses with a port
 //! of its own. Responses of the tracker therefore arrive at the forger and are counted.
 
+use crate::interrupt;
 use crate::numbers::{per, real};
 use crate::slots::{Kind, SlotTable};
 use crate::sources::peer_port;
@@ -28,6 +29,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     let mut honest = Crowd::open(arena, &victims, SlotTable::capacity_for(visits, timeout_s))?;
     // There is no attack yet: this only shows that the tracker responds.
     honest.connect()?;
+    interrupt::check("connecting")?;
     honest.tries_max = TRIES_MAX;
     honest.forgetful = true;
     let rate = f64::from(attack.attack_rate);

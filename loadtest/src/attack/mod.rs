@@ -25,6 +25,7 @@ use skep::sys::clock::Clock;
 use crate::cli::RunArguments;
 use crate::endpoint::Aim;
 use crate::error::LoadtestError;
+use crate::interrupt;
 use crate::machine::Machine;
 use crate::numbers::grouped;
 use crate::plan::{Plan, Profile, Protocol};
@@ -54,7 +55,8 @@ struct Printed<'a> {
     figures: &'a Figures,
 }
 
-/// Runs the attack of a plan's profile and prints the results.
+/// Runs the attack of a plan's profile and prints the results; after a signal those of the part
+/// that was run, which no expectation is compared with.
 ///
 /// # Errors
 /// One sentence with the cause, or with the expectations that were missed.
@@ -73,6 +75,7 @@ pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), Loadte
     let udp_only = || usage("attack profiles use UDP: set --target HOST:PORT");
     let target = target.ok_or_else(udp_only)?;
     let pid = arguments.pid.or_else(|| listening_on(target, Protocol::Udp));
+    interrupt::watch()?;
     let arena = Arena { plan, attack, target, pid, clock: Clock::start() };
     let (before, start_ns) = (arena.usage(), arena.now_ns());
     let mut figures = match plan.profile {
@@ -83,7 +86,12 @@ pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), Loadte
         _ => overload::run(&arena),
     }?;
     figures.used(before, arena.usage(), arena.now_ns() - start_ns);
-    figures.judge(&arguments.attack.expected());
+    let is_partial = interrupt::is_requested();
+    if is_partial {
+        figures.interrupted();
+    } else {
+        figures.judge(&arguments.attack.expected());
+    }
     if cfg!(debug_assertions) {
         figures.warnings.push("debug build: attackers are slow; use cargo run --release".into());
     }
@@ -101,6 +109,9 @@ pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), Loadte
             plan.seed
         );
         print!("{}", figures.text());
+    }
+    if is_partial {
+        return Err(LoadtestError::Interrupted);
     }
     if figures.missed.is_empty() { Ok(()) } else { Err(figures.missed.join("; ").into()) }
 }

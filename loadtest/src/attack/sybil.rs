@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use skep::protocol::udp::client::Response;
 
+use crate::interrupt;
 use crate::numbers::{per, real};
 use crate::plan::Plan;
 use crate::slots::{Kind, Pending};
@@ -28,6 +29,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     let (honest_addresses, sybil_address) = addresses.split_at(honest_count as usize);
     let mut honest = Crowd::open(arena, honest_addresses, 4096)?;
     honest.connect()?;
+    interrupt::check("connecting")?;
     let closed = |window| Pacing::Closed { window, most_s: 3600.0 };
     let mut filling = Filling::new(&plan, attack.honest);
     honest.run(&mut filling, closed(512));
@@ -39,20 +41,25 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
 
     let mut asking = Asking::new(&plan, sybil_address[0], attack.honest);
     let served = honest.run(&mut asking, closed(64));
-    if asking.responses == 0 {
+    if asking.responses == 0 && !interrupt::is_requested() {
         return Err(format!("{}: no honest peer of the swarm was answered", arena.target));
     }
+    let asked = (asking.responses > 0).then_some(&asking);
     Ok(Figures {
         measures: vec![
             Measure::new(
                 "per_response_max",
-                real(asking.most),
+                asked.map(|it| real(it.most)),
                 "the most peers of the one address in any response",
             ),
-            Measure::new("per_response_mean", per(asking.found, asking.responses), "their mean"),
+            Measure::new(
+                "per_response_mean",
+                asked.map(|it| per(it.found, it.responses)),
+                "their mean",
+            ),
             Measure::new(
                 "peers_per_response",
-                per(asking.peers, asking.responses),
+                asked.map(|it| per(it.peers, it.responses)),
                 "of all addresses",
             ),
             Measure::new("swarm_honest", real(filling.answered), "honest peers announced"),
