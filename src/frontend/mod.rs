@@ -57,7 +57,8 @@ pub trait Responder {
     ) -> Result<DatagramResponse, Dropped>;
 
     /// Called with each datagram that was not served in full, and why: one that was dropped, before
-    /// or by [`Self::handle`], or refused, or an announce whose peer is not handed out. For the log.
+    /// or by [`Self::handle`], or refused, or an announce whose peer is not handed out. For the
+    /// log.
     fn unserved(
         &mut self,
         _now: Now,

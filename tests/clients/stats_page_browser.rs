@@ -448,7 +448,8 @@ fn a_registered_torrent_has_its_name_and_a_click_copies_its_hash() {
 
 /// Whether the tiles of figures end where the page's other boxes do, and the chart of the day is
 /// apart from the text above it, if it is below.
-const FILLS: &str = "(() => { const box = it => document.querySelector(it).getBoundingClientRect(); \
+const FILLS: &str = "(() => { \
+     const box = it => document.querySelector(it).getBoundingClientRect(); \
      const [now, day] = [box('.now>div:first-child'), box('.day')]; \
      return Math.abs(box('.figures div:last-child').right - box('.now').right) < 1 && \
      (day.left >= now.right || day.top >= now.bottom + 8); })()";
