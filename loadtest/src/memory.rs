@@ -6,14 +6,14 @@ use skep::sys::affinity::usable_cpus;
 use skep::sys::clock::Clock;
 
 use crate::cli::MemoryArguments;
-use crate::contestant::{Contestant, sibling_skep};
+use crate::contestant::{Contestant, ContestantStartError, sibling_skep};
 use crate::error::LoadtestError;
 use crate::interrupt;
 use crate::machine::Machine;
 use crate::numbers::{grouped, per};
 use crate::plan::{Distribution, Families, Mix, Plan, Profile};
 use crate::process::usage;
-use crate::run::{Session, Site};
+use crate::run::{RunError, Session, Site};
 
 /// One cell of the table.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -30,6 +30,36 @@ struct Cell {
     rss_after_bytes: u64,
     /// Growth per peer.
     bytes_per_peer: f64,
+}
+
+/// Why memory cannot be measured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MemoryError {
+    /// No tracker is here or was given.
+    #[error("nothing to measure: build skep beside loadtest, or give --tracker")]
+    NoTracker,
+    /// This one gave no cell.
+    #[error("{0} could not be measured at all")]
+    NoCell(String),
+    /// It cannot be started.
+    #[error(transparent)]
+    Start(#[from] ContestantStartError),
+    /// It cannot be filled.
+    #[error("{name}: {error}")]
+    Run {
+        /// Its name.
+        name: String,
+        /// Why not.
+        error: RunError,
+    },
+    /// Its process ended.
+    #[error("{name} ended: {words}")]
+    Ended {
+        /// Its name.
+        name: String,
+        /// Its last output.
+        words: String,
+    },
 }
 
 /// One tracker's cells.
@@ -61,8 +91,7 @@ pub(crate) fn memory(arguments: &MemoryArguments) -> Result<(), LoadtestError> {
     });
     let contestants: Vec<_> = skep.into_iter().chain(arguments.tracker.iter().cloned()).collect();
     if contestants.is_empty() {
-        let text = "nothing to measure: build skep beside loadtest, or give --tracker";
-        return Err(text.to_owned().into());
+        return Err(MemoryError::NoTracker.into());
     }
     interrupt::watch()?;
     let mut rows = Vec::new();
@@ -72,7 +101,7 @@ pub(crate) fn memory(arguments: &MemoryArguments) -> Result<(), LoadtestError> {
         if !cells.is_empty() {
             rows.push(Row { name: contestant.name.clone(), command: contestant.command(), cells });
         } else if !is_partial {
-            return Err(format!("{} could not be measured at all", contestant.name).into());
+            return Err(MemoryError::NoCell(contestant.name.clone()).into());
         }
         if is_partial {
             break;
@@ -136,7 +165,7 @@ fn cell(
     peers: u32,
     per_torrent: u32,
     families: Families,
-) -> Result<Cell, String> {
+) -> Result<Cell, MemoryError> {
     let plan = plan(peers, per_torrent, families);
     let cpus = usable_cpus().unwrap_or_default();
     let clock = Clock::start();
@@ -146,10 +175,11 @@ fn cell(
     let (targets, endpoint) = (started.targets, None);
     let site = Site { targets, endpoint, pid: Some(pid), cpus: generator_cpus, clock };
     let name = &contestant.name;
-    let mut session = Session::open(&plan, &site).map_err(|error| format!("{name}: {error}"))?;
-    let ended = || format!("{name} ended: {}", started.server.last_words());
+    let failed = |error| MemoryError::Run { name: name.clone(), error };
+    let mut session = Session::open(&plan, &site).map_err(failed)?;
+    let ended = || MemoryError::Ended { name: name.clone(), words: started.server.last_words() };
     let before = usage(pid).ok_or_else(ended)?;
-    let filled = session.fill().map_err(|error| format!("{name}: {error}"))?;
+    let filled = session.fill().map_err(failed)?;
     let after = usage(pid).ok_or_else(ended)?;
     if filled.resident < u64::from(peers) {
         let text = filled.tally.error_text.unwrap_or_default();

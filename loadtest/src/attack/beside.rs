@@ -9,17 +9,17 @@ use crate::numbers::real;
 use crate::plan::{Plan, Profile};
 use crate::slots::{Kind, SlotTable};
 
-use super::Arena;
 use super::crowd::{Crowd, Pacing};
 use super::figures::{Figures, Measure, too_slow};
 use super::traffic::Traffic;
 use super::works::{Attacking, Honest};
+use super::{Arena, AttackError};
 
 /// Runs the attack.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that does not respond.
-pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
+pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, AttackError> {
     let (plan, attack) = (arena.plan, arena.attack);
     let (honest_count, attackers) = (u32::from(attack.honest), u32::from(attack.attackers));
     let honest_rate = f64::from(honest_count) / attack.honest_interval_s;
@@ -62,7 +62,10 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
 }
 
 /// The attackers by thread, and how many of them have a connection id.
-fn attackers_of(arena: &Arena<'_>, addresses: &[IpAddr]) -> Result<(Vec<Crowd>, usize), String> {
+fn attackers_of(
+    arena: &Arena<'_>,
+    addresses: &[IpAddr],
+) -> Result<(Vec<Crowd>, usize), AttackError> {
     let part = addresses.len().div_ceil(arena.plan.threads.into());
     let rate = f64::from(arena.attack.attack_rate) * real(part as u64);
     let capacity = SlotTable::capacity_for(rate, timeout_s(arena));

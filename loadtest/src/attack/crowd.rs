@@ -7,7 +7,7 @@
 //! it has nothing to do: tracker and attackers may share its CPU.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use skep::protocol::udp::TransactionId;
@@ -27,8 +27,8 @@ use crate::phase::Pace;
 use crate::population::info_hash;
 use crate::slots::{Kind, Pending, Settled, SlotTable};
 
-use super::Arena;
 use super::traffic::Traffic;
+use super::{Arena, AttackError};
 
 /// A request that a source is to send.
 #[derive(Clone, Copy, Debug)]
@@ -164,16 +164,17 @@ impl Crowd {
         arena: &Arena<'_>,
         sources: &[IpAddr],
         capacity: usize,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, AttackError> {
         let tracker = arena.target;
-        let any: SocketAddr = if tracker.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
-            .parse()
-            .map_err(|error| format!("no wildcard address: {error}"))?;
+        let any: IpAddr = match tracker {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
         let options = UdpOptions { reuse_port: false, ..UdpOptions::default() };
-        let socket = bind_udp(any, &options).map_err(|error| format!("no socket: {error}"))?;
+        let socket = bind_udp((any, 0).into(), &options).map_err(AttackError::Socket)?;
         let places: HashMap<IpAddr, u16> = sources.iter().copied().zip(0..).collect();
         if places.len() < sources.len() {
-            return Err("the networks given as --source have fewer addresses than needed".into());
+            return Err(AttackError::FewAddresses);
         }
         let source = |ip: &IpAddr| Source {
             ip: *ip,
@@ -206,19 +207,15 @@ impl Crowd {
     ///
     /// # Errors
     /// If the tracker responds to no source, unless a signal has ended the run.
-    pub(crate) fn connect(&mut self) -> Result<usize, String> {
+    pub(crate) fn connect(&mut self) -> Result<usize, AttackError> {
         let left = (0..u16::try_from(self.sources.len()).unwrap_or(u16::MAX)).collect();
         let mut connecting = Connecting { left, tries_left: self.sources.len() * 4 };
         let traffic = self.run(&mut connecting, Pacing::Closed { window: 512, most_s: 5.0 });
         let connected = self.sources.iter().filter(|it| it.connection_id.is_some()).count();
         if connected == 0 && !interrupt::is_requested() {
-            return Err(format!(
-                "{}: none of {} sources got a connection id, {} requests had no response: is it a \
-                 UDP tracker, and does it accept these sources?",
-                self.tracker,
-                self.sources.len(),
-                traffic.unanswered
-            ));
+            let (tracker, sources) = (self.tracker, self.sources.len());
+            let unanswered = traffic.unanswered;
+            return Err(AttackError::NoConnectionIds { tracker, sources, unanswered });
         }
         Ok(connected)
     }

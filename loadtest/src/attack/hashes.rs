@@ -9,11 +9,11 @@ use crate::report::Latency;
 use crate::slots::Kind;
 use crate::sources::peer_port;
 
-use super::Arena;
 use super::crowd::{Ask, Crowd, Pacing, Work};
 use super::figures::{Figures, Measure};
 use super::traffic::Traffic;
 use super::works::{Counting, Filling};
+use super::{Arena, AttackError};
 
 /// Most unanswered requests: well below what overflows a socket's queue.
 const WINDOW: usize = 4096;
@@ -33,7 +33,7 @@ struct Measured {
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that counts nothing.
-pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
+pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, AttackError> {
     let (plan, attack) = (arena.plan, arena.attack);
     let (honest_count, attackers) = (u32::from(attack.honest), u32::from(attack.attackers));
     let addresses = arena.addresses(0..honest_count + attackers)?;
@@ -51,10 +51,8 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
         return Ok(measured.figures(arena));
     }
     if before.peers == 0 {
-        return Err(format!(
-            "{}: {} announces were answered, but scrapes count no peers: no loss can be measured",
-            arena.target, filling.answered
-        ));
+        let (tracker, answered) = (arena.target, filling.answered);
+        return Err(AttackError::NothingCounted { tracker, answered });
     }
     measured.before = Some(before);
 

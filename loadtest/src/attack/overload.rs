@@ -13,8 +13,8 @@ use crate::plan::Plan;
 use crate::run::{Session, Site};
 use crate::tally::Tally;
 
-use super::Arena;
 use super::figures::{Figures, Measure};
+use super::{Arena, AttackError};
 
 /// Overload, as a multiple of the peak.
 const TIMES: f64 = 3.0;
@@ -29,7 +29,7 @@ const AFTER_S: f64 = 1.0;
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that stops responding.
-pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
+pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, AttackError> {
     let plan = arena.plan;
     let (targets, pid, clock) = (arena.targets(), arena.pid, arena.clock);
     let site = Site { targets, endpoint: None, pid, cpus: Vec::new(), clock };
@@ -54,9 +54,9 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
         wait(arena, plan.duration_s);
         let after = (!interrupt::is_requested()).then(|| lull.load("recovering", AFTER_S));
         let during = overloading.join();
-        (during.unwrap_or_else(|_| Err("the overloading thread ended".to_owned())), after)
+        (during.map_err(|_| AttackError::ThreadEnded("overloading")), after)
     });
-    let (during, after) = (during?, after.transpose()?);
+    let (during, after) = (during??, after.transpose()?);
     // The time after a part of the overload is not the time after all of it.
     let after = after.filter(|_| !interrupt::is_requested());
     Ok(figures(peak, Some(&during), after.as_ref()))

@@ -12,16 +12,16 @@ use crate::plan::Plan;
 use crate::slots::{Kind, Pending};
 use crate::sources::peer_port;
 
-use super::Arena;
 use super::crowd::{Ask, Crowd, Pacing, Work};
 use super::figures::{Figures, Measure};
 use super::works::Filling;
+use super::{Arena, AttackError};
 
 /// Runs the attack.
 ///
 /// # Errors
 /// One sentence with the cause.
-pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
+pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, AttackError> {
     let attack = arena.attack;
     let honest_count = u32::from(attack.honest);
     let plan = Plan { torrents: 1, peers: honest_count, ..arena.plan.clone() };
@@ -42,7 +42,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     let mut asking = Asking::new(&plan, sybil_address[0], attack.honest);
     let served = honest.run(&mut asking, closed(64));
     if asking.responses == 0 && !interrupt::is_requested() {
-        return Err(format!("{}: no honest peer of the swarm was answered", arena.target));
+        return Err(AttackError::NoneAnswered(arena.target));
     }
     let asked = (asking.responses > 0).then_some(&asking);
     Ok(Figures {
