@@ -160,7 +160,7 @@ impl WorkerCounters {
         datagrams.received.add(1);
         datagrams.received_bytes.add(bytes as u64);
         match verdict {
-            Ok(DatagramResponse { action, bytes, refusal: None }) => {
+            Ok(DatagramResponse { action, bytes, refusal: None, .. }) => {
                 datagrams.answered[action as usize].add(1);
                 datagrams.sent_bytes.add(bytes as u64);
             }

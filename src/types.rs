@@ -532,15 +532,63 @@ impl NotStored {
     }
 }
 
+/// Why an announce got a response, but its peer is not handed out to others. Not stops: their peer
+/// is to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotListed {
+    /// It accepts no connections: it announced port 0 or 1.
+    NoPort,
+    /// Its source is over its limit. One such announce in sixteen gets a response over UDP.
+    Slipped,
+    /// It was to be stored.
+    NotStored(NotStored),
+}
+
+impl NotListed {
+    /// The number of reasons.
+    pub const COUNT: usize = 2 + NotStored::COUNT;
+
+    /// The place of the reason among all of them, below [`Self::COUNT`].
+    pub const fn index(self) -> usize {
+        match self {
+            Self::NoPort => 0,
+            Self::Slipped => 1,
+            Self::NotStored(reason) => 2 + reason as usize,
+        }
+    }
+
+    /// The label, as in metrics where they count it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NoPort => "no_port",
+            Self::Slipped => "slipped",
+            Self::NotStored(reason) => reason.label(),
+        }
+    }
+}
+
 /// How a request over TCP ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The request was served.
     Answered(Action),
+    /// An announce was answered as any other, but its peer is not handed out.
+    NotListed(NotListed),
     /// A failure that the client can read.
     Refused(Refusal),
     /// An HTTP error, an error message, or a closed connection.
     Rejected(Rejected),
+}
+
+impl Outcome {
+    /// The kind of a request that was answered: neither refused nor rejected.
+    pub const fn answered(self) -> Option<Action> {
+        match self {
+            Self::Answered(action) => Some(action),
+            Self::NotListed(_) => Some(Action::Announce),
+            Self::Refused(_) | Self::Rejected(_) => None,
+        }
+    }
 }
 
 /// The protocols over TCP.
@@ -572,4 +620,14 @@ pub struct DatagramResponse {
     pub bytes: usize,
     /// Set if the response is an error.
     pub refusal: Option<Refusal>,
+    /// Set if the response is that to an announce whose peer is not handed out.
+    pub not_listed: Option<NotListed>,
+}
+
+impl DatagramResponse {
+    /// A response of `bytes` bytes to a request that was served.
+    #[inline]
+    pub const fn served(action: Action, bytes: usize) -> Self {
+        Self { action, bytes, refusal: None, not_listed: None }
+    }
 }

@@ -8,7 +8,7 @@ use crate::attack::AttackArguments;
 use crate::contestant::Contestant;
 use crate::endpoint::TlsArguments;
 use crate::limit::{PEERS_MAX, ServeOptions};
-use crate::plan::{Distribution, Families, Mix, Plan, Profile, Protocol, Transport};
+use crate::plan::{Distribution, Families, Mix, Plan, PlanError, Profile, Protocol, Transport};
 use crate::soak::SoakArguments;
 use crate::sources::SourceRange;
 
@@ -47,8 +47,8 @@ Soak profile:
   descriptors, p99 of the last quarter over that of the first, and loss. Memory and descriptors
   need the tracker's process on this host. An --expect-... that is not met ends it with code 1.
 
-Ctrl-C or SIGTERM ends a run, a soak or a comparison with a report on what was measured so far; a
-second one ends the process at once, without a report.
+Ctrl-C or SIGTERM ends every measurement with a report on what was measured so far; a second one
+ends the process at once, without a report.
 
 Exit codes: 0 done, 1 the run failed, was interrupted or missed an --expect-..., 2 invalid usage.
 
@@ -203,7 +203,7 @@ impl PlanArguments {
     ///
     /// # Errors
     /// One sentence that names the option to change.
-    pub(crate) fn plan(&self) -> Result<Plan, String> {
+    pub(crate) fn plan(&self) -> Result<Plan, PlanError> {
         /// Replaces a value if an option was given.
         fn set<T: Clone>(value: &mut T, given: &Option<T>) {
             if let Some(given) = given {
@@ -247,7 +247,7 @@ impl PlanArguments {
         plan: Plan,
         protocol: Protocol,
         tls: bool,
-    ) -> Result<Plan, String> {
+    ) -> Result<Plan, PlanError> {
         let transport = Transport { protocol, tls, ..plan.transport };
         if protocol == Protocol::Udp {
             return Ok(Plan { transport, ..plan });

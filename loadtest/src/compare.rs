@@ -10,7 +10,7 @@ use skep::sys::clock::Clock;
 
 use crate::cli::CompareArguments;
 use crate::contestant::{Contestant, own_program, sibling_skep};
-use crate::error::LoadtestError;
+use crate::error::{LoadtestError, UsageError};
 use crate::interrupt;
 use crate::limit::PEERS_MAX;
 use crate::machine::Machine;
@@ -108,18 +108,17 @@ const LIMITS: [(&str, &str); 2] = [("limit (uring)", "uring"), ("limit (mmsg)", 
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), LoadtestError> {
     let plan = arguments.plan.plan();
     let plan = plan.and_then(|plan| arguments.plan.carried_by(plan, arguments.protocol, false));
-    let plan = plan.map_err(LoadtestError::Usage)?;
-    let usage = |text: &str| Err(LoadtestError::Usage(text.to_owned()));
+    let plan = plan.map_err(UsageError::Plan)?;
     if plan.profile.is_attack() || plan.profile == Profile::Soak {
-        return usage("this profile is a single run: leave out compare");
+        return Err(UsageError::CompareProfile.into());
     }
     if plan.families == Families::Both {
-        return usage("compare one IP version at a time: --families v4 or v6");
+        return Err(UsageError::CompareFamilies.into());
     }
     interrupt::watch()?;
     let limit_peers = arguments.limit_peers.unwrap_or_else(|| limit_peers(&plan));
     let contestants = contestants(arguments, &plan, limit_peers);
-    let cpus = usable_cpus().map_err(|error| format!("cannot read the usable CPUs: {error}"))?;
+    let cpus = usable_cpus().map_err(LoadtestError::Cpus)?;
     let server_cpu = arguments.server_cpu.or_else(|| cpus.first().copied());
     let generator_cpus: Vec<usize> =
         cpus.iter().rev().copied().filter(|it| Some(*it) != server_cpu).collect();
@@ -183,8 +182,10 @@ fn rounds(
                 // A part of a run is not comparable with whole ones.
                 return Ok(figures);
             }
-            let outcome = outcome.map_err(|error| {
-                format!("{}: {error} {}", contestant.name, started.server.last_words())
+            let outcome = outcome.map_err(|error| LoadtestError::Compared {
+                name: contestant.name.clone(),
+                error: Box::new(error),
+                words: started.server.last_words(),
             })?;
             figures[place].push(Figures::of(&outcome));
         }

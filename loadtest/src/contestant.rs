@@ -24,7 +24,9 @@ use skep::sys::clock::Clock;
 use crate::endpoint::Endpoint;
 use crate::plan::{Families, Plan, Protocol};
 use crate::population::info_hash;
-use crate::process::{Scratch, Server, accepts, answers_connect, free_port, takes_connections};
+use crate::process::{
+    Scratch, Server, ServerError, accepts, answers_connect, free_port, takes_connections,
+};
 use crate::sources::Targets;
 
 /// A tracker that can be started.
@@ -40,18 +42,65 @@ pub(crate) struct Contestant {
     pub(crate) config: &'static str,
 }
 
-impl FromStr for Contestant {
-    type Err = String;
+/// A text that is not a contestant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ContestantError {
+    /// A part is missing.
+    #[error("expected: NAME=COMMAND@IP:PORT")]
+    Incomplete,
+    /// The last part.
+    #[error("{0:?} is not IP:PORT; expected: NAME=COMMAND@IP:PORT")]
+    Address(String),
+    /// In the command.
+    #[error("a quote is not closed")]
+    OpenQuote,
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        const WANTED: &str = "expected: NAME=COMMAND@IP:PORT";
-        let (name, rest) = text.split_once('=').ok_or(WANTED)?;
-        let (command, address) = rest.rsplit_once('@').ok_or(WANTED)?;
-        let address =
-            address.parse().map_err(|_| format!("{address:?} is not IP:PORT; {WANTED}"))?;
+/// Why a contestant cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContestantStartError {
+    /// No folder, or no port, for it.
+    #[error("cannot prepare {name}: {error}")]
+    Prepare {
+        /// Its name.
+        name: String,
+        /// What the kernel returned.
+        error: io::Error,
+    },
+    /// A file for it cannot be read or written.
+    #[error(transparent)]
+    Fill(#[from] FillError),
+    /// There is no process.
+    #[error(transparent)]
+    Process(ServerError),
+    /// The process does not serve.
+    #[error("{name}: {error}")]
+    Serve {
+        /// Its name.
+        name: String,
+        /// Why not.
+        error: ServerError,
+    },
+}
+
+/// A file that a placeholder names cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}: {error}")]
+pub(crate) struct FillError {
+    file: String,
+    error: io::Error,
+}
+
+impl FromStr for Contestant {
+    type Err = ContestantError;
+
+    fn from_str(text: &str) -> Result<Self, ContestantError> {
+        let (name, rest) = text.split_once('=').ok_or(ContestantError::Incomplete)?;
+        let (command, address) = rest.rsplit_once('@').ok_or(ContestantError::Incomplete)?;
+        let address = address.parse().map_err(|_| ContestantError::Address(address.to_owned()))?;
         let words = split(command)?;
         if name.is_empty() || words.is_empty() {
-            return Err(WANTED.to_owned());
+            return Err(ContestantError::Incomplete);
         }
         Ok(Self { name: name.to_owned(), words, address, config: "" })
     }
@@ -112,15 +161,15 @@ impl Contestant {
         plan: &Plan,
         cpu: Option<usize>,
         clock: &Clock,
-    ) -> Result<Started, String> {
-        let failed = |error: io::Error| format!("cannot prepare {}: {error}", self.name);
-        let scratch = Scratch::new().map_err(failed)?;
-        let address = self.address_for(plan.families).map_err(failed)?;
+    ) -> Result<Started, ContestantStartError> {
+        let scratch = Scratch::new().map_err(|error| self.unprepared(error))?;
+        let address = self.address_for(plan.families).map_err(|error| self.unprepared(error))?;
         let fill = Fill { address, plan, folder: scratch.path(), config: self.config };
-        let words: Result<Vec<String>, String> =
+        let words: Result<Vec<String>, FillError> =
             self.words.iter().map(|it| fill.fill(it)).collect();
-        let mut server = Server::start(&words?, cpu, scratch.path(), &self.name)?;
-        let failed = |error| format!("{}: {error}", self.name);
+        let mut server = Server::start(&words?, cpu, scratch.path(), &self.name)
+            .map_err(ContestantStartError::Process)?;
+        let failed = |error| ContestantStartError::Serve { name: self.name.clone(), error };
         let serves = || match plan.transport.protocol {
             Protocol::Udp => answers_connect(address),
             Protocol::Http | Protocol::Ws => takes_connections(address),
@@ -143,11 +192,17 @@ impl Contestant {
         &self,
         cpu: Option<usize>,
         clock: &Clock,
-    ) -> Result<Started, String> {
-        let scratch = Scratch::new().map_err(|it| format!("cannot prepare {}: {it}", self.name))?;
-        let mut server = Server::start(&self.words, cpu, scratch.path(), &self.name)?;
-        let line = server.ready_line(clock).map_err(|error| format!("{}: {error}", self.name))?;
+    ) -> Result<Started, ContestantStartError> {
+        let scratch = Scratch::new().map_err(|error| self.unprepared(error))?;
+        let mut server = Server::start(&self.words, cpu, scratch.path(), &self.name)
+            .map_err(ContestantStartError::Process)?;
+        let failed = |error| ContestantStartError::Serve { name: self.name.clone(), error };
+        let line = server.ready_line(clock).map_err(failed)?;
         Ok(Started { server, targets: targets_in(&line), _scratch: scratch })
+    }
+
+    fn unprepared(&self, error: io::Error) -> ContestantStartError {
+        ContestantStartError::Prepare { name: self.name.clone(), error }
     }
 
     /// The address of a run. On loopback, it follows the family of the plan.
@@ -182,7 +237,7 @@ pub(crate) fn targets_in(ready_line: &str) -> Targets {
 }
 
 /// Splits a command into words; quotes keep spaces together.
-fn split(command: &str) -> Result<Vec<String>, String> {
+fn split(command: &str) -> Result<Vec<String>, ContestantError> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;
@@ -198,7 +253,7 @@ fn split(command: &str) -> Result<Vec<String>, String> {
         }
     }
     words.extend(word);
-    if quote.is_some() { Err("a quote is not closed".to_owned()) } else { Ok(words) }
+    if quote.is_some() { Err(ContestantError::OpenQuote) } else { Ok(words) }
 }
 
 /// The values of the placeholders in one run.
@@ -211,7 +266,7 @@ struct Fill<'a> {
 
 impl Fill<'_> {
     /// A text with its placeholders replaced. Other text in braces is unchanged.
-    fn fill(&self, text: &str) -> Result<String, String> {
+    fn fill(&self, text: &str) -> Result<String, FillError> {
         let mut out = String::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
@@ -231,7 +286,7 @@ impl Fill<'_> {
         Ok(out + rest)
     }
 
-    fn value(&self, name: &str) -> Result<Option<String>, String> {
+    fn value(&self, name: &str) -> Result<Option<String>, FillError> {
         let port = self.address.port();
         let path = |it: &Path| it.display().to_string();
         Ok(Some(match name {
@@ -242,7 +297,11 @@ impl Fill<'_> {
             "addr6" => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port).to_string(),
             "dir" => path(self.folder),
             "config" => path(&self.write_config()?),
-            "hashes" => path(&self.write_hashes().map_err(|it| format!("info-hashes: {it}"))?),
+            "hashes" => path(
+                &self
+                    .write_hashes()
+                    .map_err(|error| FillError { file: "info-hashes".to_owned(), error })?,
+            ),
             _ => match name.strip_prefix("template:") {
                 Some(template) => path(&self.copy(Path::new(template))?),
                 None => return Ok(None),
@@ -250,10 +309,11 @@ impl Fill<'_> {
         }))
     }
 
-    fn write_config(&self) -> Result<PathBuf, String> {
+    fn write_config(&self) -> Result<PathBuf, FillError> {
         let text = self.fill(self.config)?;
         let file = self.folder.join("config.toml");
-        fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+        fs::write(&file, text)
+            .map_err(|error| FillError { file: file.display().to_string(), error })?;
         Ok(file)
     }
 
@@ -271,8 +331,8 @@ impl Fill<'_> {
         Ok(file)
     }
 
-    fn copy(&self, template: &Path) -> Result<PathBuf, String> {
-        let failed = |error: io::Error| format!("template {}: {error}", template.display());
+    fn copy(&self, template: &Path) -> Result<PathBuf, FillError> {
+        let failed = |error| FillError { file: format!("template {}", template.display()), error };
         let text = self.fill(&fs::read_to_string(template).map_err(failed)?)?;
         let file = self.folder.join(template.file_name().unwrap_or(template.as_os_str()));
         fs::write(&file, text).map_err(failed)?;

@@ -1,6 +1,7 @@
 //! The parts of a `--target`: protocol, path, and trusted certificates. Addresses are in
 //! [`Targets`].
 
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,9 +10,9 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use skep::client::http::scrape_target;
 use skep::client::tls::{self, TlsConfigError, Trust};
-use skep::client::url::{Scheme, Url};
+use skep::client::url::{Scheme, Url, UrlError};
 
-use crate::error::LoadtestError;
+use crate::error::{LoadtestError, UsageError};
 use crate::plan::{Protocol, Transport};
 use crate::sources::Targets;
 
@@ -39,6 +40,44 @@ pub(crate) struct Endpoint {
     pub(crate) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 }
 
+/// Texts that are not the targets of a run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TargetError {
+    /// There is none.
+    #[error("give a --target")]
+    Missing,
+    /// This one is no URL.
+    #[error("--target {text}: {error}; HOST:PORT means UDP")]
+    Url {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        error: UrlError,
+    },
+    /// Two trackers.
+    #[error("targets may differ in their address only")]
+    Different,
+    /// Two addresses of one family.
+    #[error("give at most one --target per IP version")]
+    SameFamily,
+}
+
+/// A target has no address.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    /// The name exists, without one.
+    #[error("{0} has no address")]
+    NoAddress(Url),
+    /// The name cannot be resolved.
+    #[error("--target {url}: {error}; expected: HOST:PORT or a URL")]
+    Failed {
+        /// The target.
+        url: Url,
+        /// What the resolver returned.
+        error: io::Error,
+    },
+}
+
 /// The common part of all targets of a run, and their addresses.
 #[derive(Clone, Debug)]
 pub(crate) struct Aim {
@@ -62,19 +101,19 @@ impl Aim {
         trust: &TlsArguments,
         transport: &Transport,
     ) -> Result<Self, LoadtestError> {
-        let usage = |text: &str| LoadtestError::Usage(text.to_owned());
-        let urls: Result<Vec<Url>, String> = texts.iter().map(|it| read(it)).collect();
-        let urls = urls.map_err(LoadtestError::Usage)?;
-        let first = urls.first().ok_or_else(|| usage("give a --target"))?;
+        let usage = |error| LoadtestError::Usage(UsageError::Target(error));
+        let urls: Result<Vec<Url>, TargetError> = texts.iter().map(|it| read(it)).collect();
+        let urls = urls.map_err(usage)?;
+        let first = urls.first().ok_or_else(|| usage(TargetError::Missing))?;
         if urls.iter().any(|it| (it.scheme, &it.path) != (first.scheme, &first.path)) {
-            return Err(usage("targets may differ in their address only"));
+            return Err(usage(TargetError::Different));
         }
         let mut targets = Targets { v4: None, v6: None };
         for url in &urls {
             let address = resolve(url)?;
             let target = if address.is_ipv4() { &mut targets.v4 } else { &mut targets.v6 };
             if target.replace(address).is_some() {
-                return Err(usage("give at most one --target per IP version"));
+                return Err(usage(TargetError::SameFamily));
             }
         }
         let protocol = match first.scheme {
@@ -88,7 +127,7 @@ impl Aim {
 }
 
 impl Endpoint {
-    fn of(url: &Url, trust: &TlsArguments, resumption: bool) -> Result<Self, String> {
+    fn of(url: &Url, trust: &TlsArguments, resumption: bool) -> Result<Self, TlsConfigError> {
         let target = if url.path.is_empty() && !url.scheme.is_websocket() {
             "/announce".to_owned()
         } else {
@@ -102,7 +141,7 @@ impl Endpoint {
             authority: url.authority(),
             scrape_target: scrape_target(&target),
             target,
-            tls: tls.transpose().map_err(|error| error.to_string())?,
+            tls: tls.transpose()?,
         })
     }
 
@@ -119,16 +158,16 @@ impl Endpoint {
 }
 
 /// Parses a URL, or HOST:PORT for UDP.
-fn read(text: &str) -> Result<Url, String> {
+fn read(text: &str) -> Result<Url, TargetError> {
     let url = if text.contains("://") { text.to_owned() } else { format!("udp://{text}") };
-    url.parse::<Url>().map_err(|error| format!("--target {text}: {error}; HOST:PORT means UDP"))
+    url.parse().map_err(|error| TargetError::Url { text: text.to_owned(), error })
 }
 
-fn resolve(url: &Url) -> Result<SocketAddr, String> {
+fn resolve(url: &Url) -> Result<SocketAddr, ResolveError> {
     match (url.host.as_str(), url.port).to_socket_addrs().map(|mut it| it.next()) {
         Ok(Some(address)) => Ok(address),
-        Ok(None) => Err(format!("{url} has no address")),
-        Err(error) => Err(format!("--target {url}: {error}; expected: HOST:PORT or a URL")),
+        Ok(None) => Err(ResolveError::NoAddress(url.clone())),
+        Err(error) => Err(ResolveError::Failed { url: url.clone(), error }),
     }
 }
 

@@ -2,6 +2,7 @@
 //! measured so far. A second signal is for those who do not want to wait: the process ends at once,
 //! and so do the trackers that it started, which no signal of the terminal reaches.
 
+use std::io;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -21,17 +22,28 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 /// Trackers that were started here, and perhaps some that have ended since.
 static STARTED: Mutex<Vec<Weak<Mutex<Child>>>> = Mutex::new(Vec::new());
 
+/// Signals cannot be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot watch for signals: {0}")]
+pub(crate) struct WatchError(#[from] io::Error);
+
+/// A signal has arrived before anything was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted while {phase}: nothing was measured")]
+pub(crate) struct TooEarlyError {
+    /// What was being done.
+    pub(crate) phase: &'static str,
+}
+
 /// From now on a signal ends the run instead of the process, and a second one the process.
 ///
 /// # Errors
 /// If this host has no descriptors or threads left.
-pub(crate) fn watch() -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("cannot watch for signals: {error}");
-    let runtime = Builder::new_current_thread().enable_io().build().map_err(failed)?;
+pub(crate) fn watch() -> Result<(), WatchError> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
     let mut signals = {
         let _within = runtime.enter();
-        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        [interrupt, signal(SignalKind::terminate()).map_err(failed)?]
+        [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]
     };
     let wait = async move {
         either(&mut signals).await;
@@ -42,7 +54,7 @@ pub(crate) fn watch() -> Result<(), String> {
         std::process::exit(INTERRUPTED);
     };
     let thread = std::thread::Builder::new().name("signals".into());
-    thread.spawn(move || runtime.block_on(wait)).map_err(failed)?;
+    thread.spawn(move || runtime.block_on(wait))?;
     WATCHED.store(true, Ordering::Relaxed);
     Ok(())
 }
@@ -83,9 +95,9 @@ pub(crate) fn is_requested() -> bool {
 ///
 /// # Errors
 /// If a signal has arrived.
-pub(crate) fn check(phase: &str) -> Result<(), String> {
+pub(crate) fn check(phase: &'static str) -> Result<(), TooEarlyError> {
     match is_requested() {
-        true => Err(format!("interrupted while {phase}: nothing was measured")),
+        true => Err(TooEarlyError { phase }),
         false => Ok(()),
     }
 }

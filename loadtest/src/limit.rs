@@ -121,7 +121,7 @@ impl Responder for NoTracker {
                 (Action::Scrape, encode_scraped(head, entries, out))
             }
         };
-        Ok(DatagramResponse { action, bytes, refusal: None })
+        Ok(DatagramResponse::served(action, bytes))
     }
 
     fn upkeep(&mut self, _now: Now) {}
@@ -129,11 +129,27 @@ impl Responder for NoTracker {
     fn set_queue(&mut self, _queue_permille: u32) {}
 }
 
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// An address cannot be used.
+    #[error("cannot listen: {0}")]
+    Listen(io::Error),
+    /// A worker has ended.
+    #[error("the {backend} backend failed: {error}; try --io mmsg")]
+    Backend {
+        /// The backend's name.
+        backend: &'static str,
+        /// Why it ended.
+        error: io::Error,
+    },
+}
+
 /// Serves without tracking until the process is terminated.
 ///
 /// # Errors
 /// One sentence with the cause.
-pub(crate) fn serve_limit(options: &ServeOptions, peers: u16) -> Result<(), String> {
+pub(crate) fn serve_limit(options: &ServeOptions, peers: u16) -> Result<(), ServeError> {
     serve(options, |_| NoTracker::new(peers))
 }
 
@@ -141,7 +157,7 @@ pub(crate) fn serve_limit(options: &ServeOptions, peers: u16) -> Result<(), Stri
 ///
 /// # Errors
 /// One sentence with the cause.
-pub(crate) fn serve_tracker(options: &ServeOptions) -> Result<(), String> {
+pub(crate) fn serve_tracker(options: &ServeOptions) -> Result<(), ServeError> {
     let store = Arc::new(Store::new(skep::store::Options::default()));
     let rules =
         Arc::new(ArcSwap::from_pointee(Options { interval_jitter_s: 0, ..Default::default() }));
@@ -166,13 +182,13 @@ fn random_key() -> [u8; KEY_BYTES] {
 fn serve<R: Responder + Send>(
     options: &ServeOptions,
     make: impl Fn(usize) -> R,
-) -> Result<(), String> {
+) -> Result<(), ServeError> {
     let backend = options.io.backend();
     let workers = usize::from(options.workers);
     let mut listen = options.listen.clone();
     let mut sockets: Vec<Vec<BoundUdp>> = Vec::with_capacity(workers);
     for _ in 0..workers {
-        sockets.push(bind(&mut listen).map_err(|error| format!("cannot listen: {error}"))?);
+        sockets.push(bind(&mut listen).map_err(ServeError::Listen)?);
     }
     let clock = Clock::start();
     let stop = AtomicBool::new(false);
@@ -198,7 +214,7 @@ fn serve<R: Responder + Send>(
             .map(|it| it.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked"))));
         results.collect::<io::Result<()>>()
     })
-    .map_err(|error| format!("the {} backend failed: {error}; try --io mmsg", backend.label()))
+    .map_err(|error| ServeError::Backend { backend: backend.label(), error })
 }
 
 /// One worker's sockets. The first call fixes the ports that the kernel chose, for all workers.

@@ -50,7 +50,7 @@ use skep::sys::clock::Clock;
 use cli::{Cli, Command, RunArguments};
 use contestant::{Contestant, Started, own_program, sibling_skep};
 use endpoint::Aim;
-use error::LoadtestError;
+use error::{LoadtestError, UsageError};
 use machine::Machine;
 use plan::{Families, Plan, Profile, Protocol};
 use report::Figures;
@@ -71,9 +71,7 @@ fn main() -> ExitCode {
         Some(Command::Serve(options)) => limit::serve_tracker(options).map_err(Into::into),
         Some(Command::Compare(compare_arguments)) => compare::compare(compare_arguments),
         Some(Command::Hold(hold_arguments)) => hold::hold(hold_arguments),
-        Some(Command::Memory(memory_arguments)) => {
-            memory::memory(memory_arguments).map_err(Into::into)
-        }
+        Some(Command::Memory(memory_arguments)) => memory::memory(memory_arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,19 +93,17 @@ struct Printed<'a> {
 
 /// One run against a given tracker, or against a skep that it starts.
 fn single(arguments: &RunArguments) -> Result<(), LoadtestError> {
-    let plan = arguments.plan.plan().map_err(LoadtestError::Usage)?;
-    let plan = arguments.soak.plan(plan).map_err(LoadtestError::Usage)?;
+    let plan = arguments.plan.plan().map_err(UsageError::Plan)?;
+    let plan = arguments.soak.plan(plan).map_err(UsageError::Plan)?;
     if plan.profile.is_attack() {
         return attack::attack(arguments, &plan);
     }
     if arguments.attack.are_given() {
-        return Err(LoadtestError::Usage(
-            "options of the attack profiles have no effect on this --profile".into(),
-        ));
+        return Err(UsageError::NoAttack.into());
     }
     interrupt::watch()?;
     let clock = Clock::start();
-    let cpus = usable_cpus().map_err(|error| format!("cannot read the usable CPUs: {error}"))?;
+    let cpus = usable_cpus().map_err(LoadtestError::Cpus)?;
     let (started, name, aim);
     if arguments.target.is_empty() {
         let (own, label) = start_skep(cpus.first().copied(), &clock)?;
@@ -121,7 +117,7 @@ fn single(arguments: &RunArguments) -> Result<(), LoadtestError> {
     }
     let Aim { targets, protocol, endpoint } = aim;
     let tls = endpoint.as_ref().is_some_and(|it| it.tls.is_some());
-    let plan = arguments.plan.carried_by(plan, protocol, tls).map_err(LoadtestError::Usage)?;
+    let plan = arguments.plan.carried_by(plan, protocol, tls).map_err(UsageError::Plan)?;
     let plan = families_of(plan, &targets, arguments);
     let own = started.as_ref().map(|it| it.server.pid());
     let pid = arguments.pid.or(own).or_else(|| {
@@ -151,7 +147,7 @@ fn print(
     name: &str,
     plan: &Plan,
     figures: &Figures,
-) -> Result<(), String> {
+) -> Result<(), LoadtestError> {
     let machine = Machine::look();
     if arguments.json {
         return print_json(&Printed { machine, tracker: name, plan, figures });
@@ -173,9 +169,9 @@ fn print(
 /// Prints a value as JSON.
 ///
 /// # Errors
-/// If standard output is closed.
-fn print_json(value: &impl Serialize) -> Result<(), String> {
-    let text = serde_json::to_string_pretty(value).map_err(|it| format!("JSON: {it}"))?;
+/// If it cannot be written as JSON.
+fn print_json(value: &impl Serialize) -> Result<(), LoadtestError> {
+    let text = serde_json::to_string_pretty(value)?;
     println!("{text}");
     Ok(())
 }
@@ -190,7 +186,7 @@ fn families_of(plan: Plan, targets: &Targets, arguments: &RunArguments) -> Plan 
 }
 
 /// Starts the skep next to this program, or the one inside it, on any free port.
-fn start_skep(cpu: Option<usize>, clock: &Clock) -> Result<(Started, String), String> {
+fn start_skep(cpu: Option<usize>, clock: &Clock) -> Result<(Started, String), LoadtestError> {
     // One CPU belongs to the generator. With two, the tracker has the other.
     let beside = sibling_skep().map(|it| ("skep", it, vec!["run", "--admin", "127.0.0.1:0"]));
     let within = ("skep (within loadtest)", own_program(), vec!["serve"]);
@@ -205,5 +201,5 @@ fn start_skep(cpu: Option<usize>, clock: &Clock) -> Result<(Started, String), St
             }
         }
     }
-    Err(failure.unwrap_or_default())
+    Err(failure.map_or(LoadtestError::NoSkep, LoadtestError::Start))
 }

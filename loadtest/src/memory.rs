@@ -6,12 +6,14 @@ use skep::sys::affinity::usable_cpus;
 use skep::sys::clock::Clock;
 
 use crate::cli::MemoryArguments;
-use crate::contestant::{Contestant, sibling_skep};
+use crate::contestant::{Contestant, ContestantStartError, sibling_skep};
+use crate::error::LoadtestError;
+use crate::interrupt;
 use crate::machine::Machine;
 use crate::numbers::{grouped, per};
 use crate::plan::{Distribution, Families, Mix, Plan, Profile};
 use crate::process::usage;
-use crate::run::{Session, Site};
+use crate::run::{RunError, Session, Site};
 
 /// One cell of the table.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -30,6 +32,36 @@ struct Cell {
     bytes_per_peer: f64,
 }
 
+/// Why memory cannot be measured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MemoryError {
+    /// No tracker is here or was given.
+    #[error("nothing to measure: build skep beside loadtest, or give --tracker")]
+    NoTracker,
+    /// This one gave no cell.
+    #[error("{0} could not be measured at all")]
+    NoCell(String),
+    /// It cannot be started.
+    #[error(transparent)]
+    Start(#[from] ContestantStartError),
+    /// It cannot be filled.
+    #[error("{name}: {error}")]
+    Run {
+        /// Its name.
+        name: String,
+        /// Why not.
+        error: RunError,
+    },
+    /// Its process ended.
+    #[error("{name} ended: {words}")]
+    Ended {
+        /// Its name.
+        name: String,
+        /// Its last output.
+        words: String,
+    },
+}
+
 /// One tracker's cells.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
@@ -43,51 +75,75 @@ struct Row {
 struct Table {
     machine: Machine,
     peers: u32,
+    /// Whether a signal ended it: some cells, or rows, are missing.
+    is_partial: bool,
     rows: Vec<Row>,
 }
 
-/// Measures the table and prints it.
+/// Measures the table and prints it; after a signal the cells that were complete.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that does not start.
-pub(crate) fn memory(arguments: &MemoryArguments) -> Result<(), String> {
+pub(crate) fn memory(arguments: &MemoryArguments) -> Result<(), LoadtestError> {
     let skep = sibling_skep().filter(|_| !arguments.no_skep).map(|program| {
         let arguments = ["run", "--listen", "{addr}", "--admin", "127.0.0.1:0", "--workers", "1"];
         Contestant::own("skep", &program, &arguments)
     });
     let contestants: Vec<_> = skep.into_iter().chain(arguments.tracker.iter().cloned()).collect();
     if contestants.is_empty() {
-        return Err("nothing to measure: build skep beside loadtest, or give --tracker".to_owned());
+        return Err(MemoryError::NoTracker.into());
     }
+    interrupt::watch()?;
     let mut rows = Vec::new();
     for contestant in &contestants {
-        let mut cells = Vec::new();
-        for families in [Families::V4, Families::V6] {
-            for per_torrent in &arguments.per_torrent {
-                match cell(contestant, arguments.peers, *per_torrent, families) {
-                    Ok(cell) => {
-                        eprintln!(
-                            "{}, {families:?}, {per_torrent} a torrent: {:.1} bytes a peer",
-                            contestant.name, cell.bytes_per_peer
-                        );
-                        cells.push(cell);
-                    }
-                    // Not every tracker supports both families.
-                    Err(error) => eprintln!("warning: {error}"),
+        let cells = cells(contestant, arguments);
+        let is_partial = interrupt::is_requested();
+        if !cells.is_empty() {
+            rows.push(Row { name: contestant.name.clone(), command: contestant.command(), cells });
+        } else if !is_partial {
+            return Err(MemoryError::NoCell(contestant.name.clone()).into());
+        }
+        if is_partial {
+            break;
+        }
+    }
+    if rows.is_empty() {
+        interrupt::check("filling")?;
+    }
+    let is_partial = interrupt::is_requested();
+    let table = Table { machine: Machine::look(), peers: arguments.peers, is_partial, rows };
+    if arguments.json {
+        crate::print_json(&table)?;
+    } else {
+        table.print(&arguments.per_torrent);
+    }
+    if is_partial { Err(LoadtestError::Interrupted) } else { Ok(()) }
+}
+
+/// A tracker's cells: all that can be measured, or those until a signal.
+fn cells(contestant: &Contestant, arguments: &MemoryArguments) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for families in [Families::V4, Families::V6] {
+        for per_torrent in &arguments.per_torrent {
+            let measured = cell(contestant, arguments.peers, *per_torrent, families);
+            if interrupt::is_requested() {
+                // A swarm that is filled in part has other bytes a peer.
+                return cells;
+            }
+            match measured {
+                Ok(cell) => {
+                    eprintln!(
+                        "{}, {families:?}, {per_torrent} a torrent: {:.1} bytes a peer",
+                        contestant.name, cell.bytes_per_peer
+                    );
+                    cells.push(cell);
                 }
+                // Not every tracker supports both families.
+                Err(error) => eprintln!("warning: {error}"),
             }
         }
-        if cells.is_empty() {
-            return Err(format!("{} could not be measured at all", contestant.name));
-        }
-        rows.push(Row { name: contestant.name.clone(), command: contestant.command(), cells });
     }
-    let table = Table { machine: Machine::look(), peers: arguments.peers, rows };
-    if arguments.json {
-        return crate::print_json(&table);
-    }
-    table.print(&arguments.per_torrent);
-    Ok(())
+    cells
 }
 
 /// The load of one cell: only announces, swarms of one size, as many sources as needed.
@@ -109,7 +165,7 @@ fn cell(
     peers: u32,
     per_torrent: u32,
     families: Families,
-) -> Result<Cell, String> {
+) -> Result<Cell, MemoryError> {
     let plan = plan(peers, per_torrent, families);
     let cpus = usable_cpus().unwrap_or_default();
     let clock = Clock::start();
@@ -119,10 +175,11 @@ fn cell(
     let (targets, endpoint) = (started.targets, None);
     let site = Site { targets, endpoint, pid: Some(pid), cpus: generator_cpus, clock };
     let name = &contestant.name;
-    let mut session = Session::open(&plan, &site).map_err(|error| format!("{name}: {error}"))?;
-    let ended = || format!("{name} ended: {}", started.server.last_words());
+    let failed = |error| MemoryError::Run { name: name.clone(), error };
+    let mut session = Session::open(&plan, &site).map_err(failed)?;
+    let ended = || MemoryError::Ended { name: name.clone(), words: started.server.last_words() };
     let before = usage(pid).ok_or_else(ended)?;
-    let filled = session.fill().map_err(|error| format!("{name}: {error}"))?;
+    let filled = session.fill().map_err(failed)?;
     let after = usage(pid).ok_or_else(ended)?;
     if filled.resident < u64::from(peers) {
         let text = filled.tally.error_text.unwrap_or_default();
@@ -159,6 +216,9 @@ impl Table {
                 let bytes: Vec<String> = bytes.collect();
                 println!("| {} | {families:?} | {} |", row.name, bytes.join(" | "));
             }
+        }
+        if self.is_partial {
+            println!("\nwarning: interrupted: cells that are missing were not measured");
         }
         println!("\ncommands:");
         self.rows.iter().for_each(|it| println!("- {}: `{}`", it.name, it.command));

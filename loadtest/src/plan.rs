@@ -37,16 +37,21 @@ pub(crate) struct Mix {
     pub(crate) scrape: u32,
 }
 
-impl FromStr for Mix {
-    type Err = String;
+/// A text that is not three weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected: CONNECT:ANNOUNCE:SCRAPE, three whole weights, as 10:100:1")]
+pub(crate) struct MixError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for Mix {
+    type Err = MixError;
+
+    fn from_str(text: &str) -> Result<Self, MixError> {
         let weights: Result<Vec<u32>, _> = text.split(':').map(str::parse).collect();
         match weights.as_deref() {
             Ok(&[connect, announce, scrape]) if connect + announce + scrape > 0 => {
                 Ok(Self { connect, announce, scrape })
             }
-            _ => Err("expected: CONNECT:ANNOUNCE:SCRAPE, three whole weights, as 10:100:1".into()),
+            _ => Err(MixError),
         }
     }
 }
@@ -275,12 +280,26 @@ impl Profile {
     }
 }
 
+/// Options with which no plan can be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PlanError {
+    /// A value is out of its bounds, which the text names with the option.
+    #[error("{0}")]
+    OutOfBounds(&'static str),
+    /// The profile does not use this option.
+    #[error("{0} has no effect on this --profile")]
+    WithoutEffect(&'static str),
+    /// The value of this option is not a number to compare with.
+    #[error("{0} must be a finite number")]
+    NotFinite(&'static str),
+}
+
 impl Plan {
-    /// Checks whether the plan can be run. An error names the option to change.
+    /// Checks whether the plan can be run.
     ///
     /// # Errors
-    /// One sentence with the remedy.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    /// [`PlanError::OutOfBounds`], which names the option to change.
+    pub(crate) fn check(&self) -> Result<(), PlanError> {
         let rules = [
             (self.torrents > 0, "--torrents must be at least 1"),
             (self.peers > 0, "--peers must be at least 1"),
@@ -303,7 +322,7 @@ impl Plan {
             ((0.0..=3_600.0).contains(&self.warmup_s), "--warmup is 0 to 3600 seconds"),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
-            Some((_, remedy)) => Err((*remedy).to_owned()),
+            Some((_, remedy)) => Err(PlanError::OutOfBounds(remedy)),
             None => Ok(()),
         }
     }
@@ -353,8 +372,8 @@ mod tests {
     #[test]
     fn what_cannot_be_run_names_its_option() {
         let plan = Plan { churn: 1.5, ..Profile::Smoke.plan() };
-        assert!(plan.check().unwrap_err().contains("--churn"));
+        assert!(plan.check().unwrap_err().to_string().contains("--churn"));
         let plan = Plan { threads: 9, ..Profile::Smoke.plan() };
-        assert!(plan.check().unwrap_err().contains("--threads"));
+        assert!(plan.check().unwrap_err().to_string().contains("--threads"));
     }
 }

@@ -4,7 +4,8 @@
 
 use std::error::Error;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use plotters::chart::{ChartContext, SeriesLabelPosition};
 use plotters::coord::Shift;
@@ -45,14 +46,30 @@ struct Line {
     parts: Vec<Points>,
 }
 
+/// Why there is no plot.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlotError {
+    /// It cannot be drawn.
+    #[error("cannot draw the plot: {0}")]
+    Draw(Box<dyn Error>),
+    /// Its file cannot be written.
+    #[error("cannot write {}: {error}", file.display())]
+    Write {
+        /// The file.
+        file: PathBuf,
+        /// What the kernel returned.
+        error: io::Error,
+    },
+}
+
 /// Writes the plot of a measured phase, below a title and a subtitle.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a folder that does not exist.
-pub(crate) fn plot(file: &Path, head: [&str; 2], tally: &Tally) -> Result<(), String> {
+pub(crate) fn plot(file: &Path, head: [&str; 2], tally: &Tally) -> Result<(), PlotError> {
     let mut svg = String::new();
-    draw(&mut svg, head, tally).map_err(|error| format!("cannot draw the plot: {error}"))?;
-    fs::write(file, svg).map_err(|error| format!("cannot write {}: {error}", file.display()))
+    draw(&mut svg, head, tally).map_err(PlotError::Draw)?;
+    fs::write(file, svg).map_err(|error| PlotError::Write { file: file.to_owned(), error })
 }
 
 fn draw(
@@ -191,7 +208,7 @@ mod tests {
         plot(&file, ["a tracker", "that was silent"], &nothing).unwrap();
         let error = plot(Path::new("/nonexistent/plot.svg"), ["x", "y"], &tally).unwrap_err();
         let wanted = "cannot write /nonexistent/plot.svg: No such file or directory (os error 2)";
-        assert_eq!(error, wanted);
+        assert_eq!(error.to_string(), wanted);
     }
 
     #[test]

@@ -167,12 +167,25 @@ pub(crate) struct Seat {
     pub(crate) lanes: u32,
 }
 
+/// A swarm has more peers than its sockets have addresses and ports for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a swarm of {peers} peers needs more than {sockets} sockets with addresses of their own: raise \
+     --sources, or give a network as --source"
+)]
+pub(crate) struct SwarmSizeError {
+    /// Peers of the swarm.
+    pub(crate) peers: u32,
+    /// Sockets of the run.
+    pub(crate) sockets: usize,
+}
+
 /// All peers by socket, each socket's in random order, so that swarms grow interleaved, as in
 /// practice.
 ///
 /// # Errors
 /// If a swarm has more peers than the sources have ports.
-pub(crate) fn populate(plan: &Plan, seats: &[Seat]) -> Result<Vec<Vec<Peer>>, String> {
+pub(crate) fn populate(plan: &Plan, seats: &[Seat]) -> Result<Vec<Vec<Peer>>, SwarmSizeError> {
     let sockets = seats.len().max(1);
     let mut by_socket: Vec<Vec<Peer>> =
         seats.iter().map(|_| Vec::with_capacity(plan.peers as usize / sockets + 1)).collect();
@@ -185,12 +198,8 @@ pub(crate) fn populate(plan: &Plan, seats: &[Seat]) -> Result<Vec<Vec<Peer>>, St
             let (seat, turn) = (seats[socket], u32::try_from(member / sockets).unwrap_or(u32::MAX));
             let place = turn.saturating_mul(seat.lanes).saturating_add(seat.lane);
             // Each peer has two ports out of 65 534.
-            let place = u16::try_from(place).ok().filter(|it| *it < 32_767).ok_or_else(|| {
-                format!(
-                    "a swarm of {size} peers needs more than {sockets} sockets with addresses of \
-                     their own: raise --sources, or give a network as --source"
-                )
-            })?;
+            let place = u16::try_from(place).ok().filter(|it| *it < 32_767);
+            let place = place.ok_or(SwarmSizeError { peers: size, sockets })?;
             let state = if random.f64() < plan.seeders { BORN_SEEDER } else { 0 };
             by_socket[socket].push(Peer { torrent, place, life: 0, state });
         }
@@ -292,7 +301,7 @@ mod tests {
     #[test]
     fn swarms_too_big_for_the_sources_are_refused() {
         let plan = Plan { torrents: 1, peers: 40_000, ..plan(Distribution::Flat) };
-        assert!(populate(&plan, &seats(1)).unwrap_err().contains("--source"));
+        assert!(populate(&plan, &seats(1)).unwrap_err().to_string().contains("--source"));
         assert!(populate(&plan, &seats(2)).is_ok());
     }
 

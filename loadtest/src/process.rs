@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ use skep::sys::affinity::pin;
 use skep::sys::clock::Clock;
 use skep::types::{Event, Family, InfoHash, PeerId};
 
-use crate::interrupt;
+use crate::interrupt::{self, TooEarlyError};
+use crate::numbers::NS_PER_S;
 use crate::plan::Protocol;
 
 /// Resources that a process has used so far.
@@ -112,6 +113,41 @@ pub(crate) fn free_port(ip: IpAddr) -> io::Result<u16> {
     }
 }
 
+/// Why a process does not serve.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServerError {
+    /// There is no program in the command of this name.
+    #[error("the command of {0} is empty")]
+    Empty(String),
+    /// The program cannot be started.
+    #[error("cannot start {program} ({name}): {error}")]
+    Spawn {
+        /// Its path.
+        program: String,
+        /// Its name in tables.
+        name: String,
+        /// What the kernel returned.
+        error: io::Error,
+    },
+    /// It ended first.
+    #[error("the tracker ended early ({status}): {words}")]
+    Ended {
+        /// How it ended.
+        status: ExitStatus,
+        /// Its last output.
+        words: String,
+    },
+    /// It takes too long.
+    #[error("the tracker does not serve after {} s: {words}", READY_NS_MAX / NS_PER_S)]
+    Late {
+        /// Its last output.
+        words: String,
+    },
+    /// A signal came first.
+    #[error(transparent)]
+    TooEarly(#[from] TooEarlyError),
+}
+
 /// A process that this program has started. It is killed when this value is dropped.
 pub(crate) struct Server {
     /// Shared with the thread that a second signal wakes.
@@ -130,9 +166,9 @@ impl Server {
         cpu: Option<usize>,
         folder: &Path,
         name: &str,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ServerError> {
         let [program, arguments @ ..] = words else {
-            return Err(format!("the command of {name} is empty"));
+            return Err(ServerError::Empty(name.to_owned()));
         };
         let output = folder.join(format!("{}.log", name.replace(['/', ' '], "_")));
         let spawn = || -> io::Result<Child> {
@@ -155,7 +191,8 @@ impl Server {
                 starter.join().unwrap_or_else(|_| Err(io::Error::other("the starter failed")))
             })
         };
-        let child = spawn().map_err(|error| format!("cannot start {program} ({name}): {error}"))?;
+        let (of, name) = (program.clone(), name.to_owned());
+        let child = spawn().map_err(|error| ServerError::Spawn { program: of, name, error })?;
         let (pid, child) = (child.id(), Arc::new(Mutex::new(child)));
         interrupt::kill_at_end(&child);
         Ok(Self { child, pid, output })
@@ -183,7 +220,7 @@ impl Server {
     ///
     /// # Errors
     /// If the process ends first or takes too long, with its last output.
-    pub(crate) fn ready_line(&mut self, clock: &Clock) -> Result<String, String> {
+    pub(crate) fn ready_line(&mut self, clock: &Clock) -> Result<String, ServerError> {
         let give_up_ns = clock.elapsed_ns_at(clock.now()) + READY_NS_MAX;
         loop {
             let text = fs::read_to_string(&self.output).unwrap_or_default();
@@ -204,7 +241,7 @@ impl Server {
         &mut self,
         clock: &Clock,
         holds: impl Fn() -> bool,
-    ) -> Result<(), String> {
+    ) -> Result<(), ServerError> {
         let give_up_ns = clock.elapsed_ns_at(clock.now()) + READY_NS_MAX;
         while !holds() {
             self.still_running(clock, give_up_ns)?;
@@ -212,15 +249,14 @@ impl Server {
         Ok(())
     }
 
-    fn still_running(&mut self, clock: &Clock, give_up_ns: u64) -> Result<(), String> {
+    fn still_running(&mut self, clock: &Clock, give_up_ns: u64) -> Result<(), ServerError> {
         let ended = self.child().try_wait();
         if let Ok(Some(status)) = ended {
-            return Err(format!("the tracker ended early ({status}): {}", self.last_words()));
+            return Err(ServerError::Ended { status, words: self.last_words() });
         }
         interrupt::check("starting the tracker")?;
         if clock.elapsed_ns_at(clock.now()) > give_up_ns {
-            let words = self.last_words();
-            return Err(format!("the tracker does not serve after 20 s: {words}"));
+            return Err(ServerError::Late { words: self.last_words() });
         }
         Ok(())
     }
@@ -393,7 +429,7 @@ mod tests {
         let scratch = Scratch::new().unwrap();
         let words = ["sh", "-c", "echo no such thing; exit 3"].map(str::to_owned);
         let mut server = Server::start(&words, None, scratch.path(), "x").unwrap();
-        let error = server.ready_line(&Clock::start()).unwrap_err();
+        let error = server.ready_line(&Clock::start()).unwrap_err().to_string();
         assert!(error.contains("no such thing") && error.contains('3'), "{error}");
         let missing = ["/nonexistent/tracker".to_owned()];
         assert!(Server::start(&missing, None, scratch.path(), "x").is_err());

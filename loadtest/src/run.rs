@@ -3,6 +3,7 @@
 //! well.
 
 use std::collections::HashSet;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -12,17 +13,17 @@ use skep::sys::affinity::pin;
 use skep::sys::clock::Clock;
 
 use crate::check::Invalid;
-use crate::descriptors;
+use crate::descriptors::{self, DescriptorsError};
 use crate::endpoint::Endpoint;
 use crate::generator::Generator;
-use crate::interrupt;
+use crate::interrupt::{self, TooEarlyError};
 use crate::numbers::{ns, real, seconds, whole};
 use crate::phase::{Driver, Run, Task};
-use crate::plan::{Families, Plan, Protocol};
-use crate::population::{Peer, Seat, populate};
+use crate::plan::{Families, Plan, PlanError, Protocol};
+use crate::population::{Peer, Seat, SwarmSizeError, populate};
 use crate::process::{Usage, usage};
 use crate::progress::Progress;
-use crate::sources::{Targets, open, origins};
+use crate::sources::{SourceError, Targets, open, origins};
 use crate::stream;
 use crate::tally::Tally;
 
@@ -77,6 +78,76 @@ pub(crate) struct Outcome {
     pub(crate) is_partial: bool,
 }
 
+/// Why a run cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// Its plan cannot be run.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Its sources cannot be used.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Its swarms are too large.
+    #[error(transparent)]
+    SwarmSize(#[from] SwarmSizeError),
+    /// It needs more descriptors.
+    #[error(transparent)]
+    Descriptors(#[from] DescriptorsError),
+    /// The kernel has no epoll instance for it.
+    #[error("no epoll: {0}")]
+    Epoll(io::Error),
+    /// Some sockets have no connection id.
+    #[error(
+        "{targets}: {missing} of {sources} sockets got no connection id ({cause}): is it a UDP \
+         tracker, and does it accept these sources?"
+    )]
+    NoConnectionIds {
+        /// The trackers.
+        targets: String,
+        /// Sockets without an id.
+        missing: u64,
+        /// All sockets.
+        sources: u16,
+        /// Why, as far as it is known.
+        cause: String,
+    },
+    /// Some connections were not opened.
+    #[error(
+        "{targets}: {missing} of {sources} connections could not be opened ({cause}): is it \
+         {tracker}, and does it take so many?"
+    )]
+    NoConnections {
+        /// The trackers.
+        targets: String,
+        /// Connections that are missing.
+        missing: u64,
+        /// All connections.
+        sources: u16,
+        /// Why, as far as it is known.
+        cause: String,
+        /// What serves the protocol.
+        tracker: &'static str,
+    },
+    /// The tracker stopped responding.
+    #[error(
+        "{targets} stopped responding while {phase}, after {responses} responses ({cause}): has it \
+         ended, is it stuck, or does it refuse these sources?"
+    )]
+    Silent {
+        /// The trackers.
+        targets: String,
+        /// What was being done.
+        phase: &'static str,
+        /// Responses in this phase.
+        responses: u64,
+        /// Why, as far as it is known.
+        cause: String,
+    },
+    /// A signal came before anything was measured.
+    #[error(transparent)]
+    TooEarly(#[from] TooEarlyError),
+}
+
 /// Sockets, peers and threads of a run.
 pub(crate) struct Session {
     plan: Arc<Plan>,
@@ -92,7 +163,7 @@ impl Session {
     ///
     /// # Errors
     /// One sentence with the cause: a source that cannot be used, a tracker that does not respond.
-    pub(crate) fn open(plan: &Plan, site: &Site) -> Result<Self, String> {
+    pub(crate) fn open(plan: &Plan, site: &Site) -> Result<Self, RunError> {
         plan.check()?;
         let mut plan = plan.clone();
         let generators = match &site.endpoint {
@@ -109,32 +180,23 @@ impl Session {
         Ok(session)
     }
 
-    /// The error text if sockets or connections could not be used.
-    fn unconnected(&self, missing: u64, tally: &Tally) -> String {
-        let (sources, tracker) = (self.plan.sources, self.site.targets);
-        let protocol = match self.plan.transport.protocol {
-            Protocol::Udp => {
-                return format!(
-                    "{tracker}: {missing} of {sources} sockets got no connection id ({}): is it a \
-                     UDP tracker, and does it accept these sources?",
-                    cause(tally)
-                );
-            }
+    /// The error if sockets or connections could not be used.
+    fn unconnected(&self, missing: u64, tally: &Tally) -> RunError {
+        let (sources, cause) = (self.plan.sources, cause(tally));
+        let targets = self.site.targets.to_string();
+        let tracker = match self.plan.transport.protocol {
+            Protocol::Udp => return RunError::NoConnectionIds { targets, missing, sources, cause },
             Protocol::Http => "an HTTP tracker",
             Protocol::Ws => "a WebTorrent tracker on this path",
         };
-        format!(
-            "{tracker}: {missing} of {sources} connections could not be opened ({}): is it \
-             {protocol}, and does it take so many?",
-            cause(tally)
-        )
+        RunError::NoConnections { targets, missing, sources, cause, tracker }
     }
 
     /// Announces every peer once, and reads from the tracker how many it has.
     ///
     /// # Errors
     /// If the tracker stops responding.
-    pub(crate) fn fill(&mut self) -> Result<Filled, String> {
+    pub(crate) fn fill(&mut self) -> Result<Filled, RunError> {
         let peers = u64::from(self.plan.peers);
         let tally = self.heard_phase("filling", Task::Fill, Some(peers))?;
         let both = self.plan.families == Families::Both;
@@ -156,7 +218,7 @@ impl Session {
     ///
     /// # Errors
     /// If the tracker stops responding.
-    pub(crate) fn load(&mut self, name: &'static str, duration_s: f64) -> Result<Tally, String> {
+    pub(crate) fn load(&mut self, name: &'static str, duration_s: f64) -> Result<Tally, RunError> {
         let threads = f64::from(self.plan.threads);
         let rate = self.plan.rate.map(|it| real(it) / threads);
         let expected = rate.map(|it| whole(it * threads * duration_s));
@@ -172,21 +234,16 @@ impl Session {
     /// A phase in which the tracker must not stop responding.
     fn heard_phase(
         &mut self,
-        name: &'static str,
+        phase: &'static str,
         task: Task,
         expected: Option<u64>,
-    ) -> Result<Tally, String> {
-        let (tally, silent) = self.phase(name, task, expected);
+    ) -> Result<Tally, RunError> {
+        let (tally, silent) = self.phase(phase, task, expected);
         if !silent {
             return Ok(tally);
         }
-        Err(format!(
-            "{} stopped responding while {name}, after {} responses ({}): has it ended, is it \
-             stuck, or does it refuse these sources?",
-            self.site.targets,
-            tally.answered_all(),
-            cause(&tally)
-        ))
+        let (targets, responses) = (self.site.targets.to_string(), tally.answered_all());
+        Err(RunError::Silent { targets, phase, responses, cause: cause(&tally) })
     }
 
     /// One phase on all threads, with a progress bar on a terminal. True if it was aborted because
@@ -244,7 +301,7 @@ fn scrapes(plan: &Plan, endpoint: &Endpoint) -> bool {
 }
 
 /// Sockets and their peers, by thread.
-fn datagram_load(plan: &Plan, site: &Site) -> Result<Vec<Load>, String> {
+fn datagram_load(plan: &Plan, site: &Site) -> Result<Vec<Load>, RunError> {
     let sources = open(plan, &site.targets)?;
     let seats: Vec<Seat> =
         sources.iter().map(|it| Seat { lane: it.lane, lanes: it.lanes }).collect();
@@ -258,7 +315,7 @@ fn datagram_load(plan: &Plan, site: &Site) -> Result<Vec<Load>, String> {
 }
 
 /// Connections and their peers, by thread. The plan is reduced to what they can have.
-fn stream_load(plan: &mut Plan, site: &Site, endpoint: &Endpoint) -> Result<Vec<Load>, String> {
+fn stream_load(plan: &mut Plan, site: &Site, endpoint: &Endpoint) -> Result<Vec<Load>, RunError> {
     descriptors::raise(plan.sources.into())?;
     let origins = origins(plan, &site.targets)?;
     let seats: Vec<Seat> =
@@ -280,7 +337,7 @@ fn stream_load(plan: &mut Plan, site: &Site, endpoint: &Endpoint) -> Result<Vec<
         .into_iter()
         .map(|(clients, torrents)| {
             let made = stream::Generator::new(&plan, endpoint, site.clock, clients, torrents);
-            made.map(|it| Box::new(it) as Load).map_err(|error| format!("no epoll: {error}"))
+            made.map(|it| Box::new(it) as Load).map_err(RunError::Epoll)
         })
         .collect()
 }
@@ -305,7 +362,7 @@ fn by_thread<T>(plan: &Plan, things: Vec<T>) -> Vec<(Vec<T>, Range<u32>)> {
 ///
 /// # Errors
 /// One sentence with the cause.
-pub(crate) fn run(plan: &Plan, site: &Site) -> Result<Outcome, String> {
+pub(crate) fn run(plan: &Plan, site: &Site) -> Result<Outcome, RunError> {
     let start = site.pid.and_then(usage);
     let mut session = Session::open(plan, site)?;
     // The cost of open connections is not a cost of peers; `hold` measures it.

@@ -14,10 +14,10 @@ use crate::error::LoadtestError;
 use crate::interrupt;
 use crate::machine::Machine;
 use crate::numbers::{grouped, per, real, seconds, whole};
-use crate::plan::{Plan, Profile};
+use crate::plan::{Plan, PlanError, Profile};
 use crate::process::{Usage, descriptors, usage};
 use crate::report::mib;
-use crate::run::{Session, Site};
+use crate::run::{RunError, Session, Site};
 use crate::tally::Tally;
 
 /// Most seconds of a window.
@@ -80,7 +80,7 @@ impl SoakArguments {
     ///
     /// # Errors
     /// One sentence that names the option to change.
-    pub(crate) fn plan(&self, plan: Plan) -> Result<Plan, String> {
+    pub(crate) fn plan(&self, plan: Plan) -> Result<Plan, PlanError> {
         let bounds = [
             ("--expect-slope", self.expect_slope),
             ("--expect-descriptors", self.expect_descriptors),
@@ -91,10 +91,10 @@ impl SoakArguments {
         if plan.profile != Profile::Soak
             && let Some((option, _)) = all.find(|it| it.1.is_some())
         {
-            return Err(format!("{option} has no effect on this --profile"));
+            return Err(PlanError::WithoutEffect(option));
         }
         if let Some((option, _)) = bounds.iter().find(|it| it.1.is_some_and(|it| !it.is_finite())) {
-            return Err(format!("{option} must be a finite number"));
+            return Err(PlanError::NotFinite(option));
         }
         let Some(span_s) = self.span_s else { return Ok(plan) };
         let warmup_s = plan.warmup_s.min(span_s / 10.0);
@@ -160,16 +160,18 @@ pub(crate) fn soak(
     let mut figures = figures(plan, before.1, &windows, &tallies);
     let elapsed_ns = site.clock.elapsed_ns_at(site.clock.now()) - start_ns;
     figures.used(before.0, looks().0, elapsed_ns);
+    let is_partial = interrupt::is_requested();
+    figures.is_partial = is_partial;
     figures.judge(&arguments.soak.expected());
     print(arguments, tracker, plan, &windows, &figures)?;
-    if interrupt::is_requested() {
+    if is_partial {
         return Err(LoadtestError::Interrupted);
     }
-    if figures.missed.is_empty() { Ok(()) } else { Err(figures.missed.join("; ").into()) }
+    LoadtestError::of_missed(figures.missed)
 }
 
 /// Responses per second in a closed loop.
-fn peak(plan: &Plan, site: &Site) -> Result<f64, String> {
+fn peak(plan: &Plan, site: &Site) -> Result<f64, RunError> {
     let mut session = Session::open(plan, site)?;
     if plan.fill {
         session.fill()?;
@@ -290,7 +292,7 @@ fn print(
     plan: &Plan,
     windows: &[Window],
     figures: &Figures,
-) -> Result<(), String> {
+) -> Result<(), LoadtestError> {
     let machine = Machine::look();
     if arguments.json {
         return crate::print_json(&Printed { machine, tracker, plan, windows, figures });
@@ -309,20 +311,30 @@ fn print(
     Ok(())
 }
 
+/// A text that is not a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum SpanError {
+    /// No number with a unit.
+    #[error("expected: a time with its unit, e.g. 90s, 30m or 1h")]
+    NotATime,
+    /// Too short or too long.
+    #[error("must be from 1s to 24h")]
+    OutOfBounds,
+}
+
 /// Parses a time: a number with one of the units s, m and h.
-fn span_s(text: &str) -> Result<f64, String> {
-    let wanted = || "expected: a time with its unit, e.g. 90s, 30m or 1h".to_owned();
-    let unit = text.chars().next_back().ok_or_else(wanted)?;
+fn span_s(text: &str) -> Result<f64, SpanError> {
+    let unit = text.chars().next_back().ok_or(SpanError::NotATime)?;
     let each_s = match unit {
         's' => 1.0,
         'm' => 60.0,
         'h' => HOUR_S,
-        _ => return Err(wanted()),
+        _ => return Err(SpanError::NotATime),
     };
-    let count: f64 = text[..text.len() - 1].parse().map_err(|_| wanted())?;
+    let count: f64 = text[..text.len() - 1].parse().map_err(|_| SpanError::NotATime)?;
     let span_s = count * each_s;
     let allowed = span_s.is_finite() && (1.0..=86_400.0).contains(&span_s);
-    if allowed { Ok(span_s) } else { Err("must be from 1s to 24h".into()) }
+    if allowed { Ok(span_s) } else { Err(SpanError::OutOfBounds) }
 }
 
 #[cfg(test)]
@@ -375,7 +387,8 @@ mod tests {
     #[test]
     fn its_options_mean_nothing_to_others() {
         let arguments = SoakArguments { span_s: Some(3.0), ..SoakArguments::default() };
-        assert!(arguments.plan(Profile::Smoke.plan()).unwrap_err().contains("--for"));
+        let refused = arguments.plan(Profile::Smoke.plan()).unwrap_err();
+        assert_eq!(refused, PlanError::WithoutEffect("--for"));
         let plan = arguments.plan(Profile::Soak.plan()).unwrap();
         assert_eq!((plan.duration_s, plan.warmup_s), (3.0, 0.3));
     }

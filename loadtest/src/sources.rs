@@ -29,18 +29,34 @@ impl Serialize for SourceRange {
     }
 }
 
-impl FromStr for SourceRange {
-    type Err = String;
+/// A text that is neither an address nor a network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SourceRangeError {
+    /// What precedes the prefix.
+    #[error("{0:?} is not an IP address")]
+    Address(String),
+    /// A prefix that is not a number of bits of such an address.
+    #[error("the prefix of {text:?} must be 0 to {bits_max}")]
+    Prefix {
+        /// The whole text.
+        text: String,
+        /// Bits of an address of this family.
+        bits_max: u8,
+    },
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for SourceRange {
+    type Err = SourceRangeError;
+
+    fn from_str(text: &str) -> Result<Self, SourceRangeError> {
         let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
         let address: IpAddr =
-            address.parse().map_err(|_| format!("{address:?} is not an IP address"))?;
+            address.parse().map_err(|_| SourceRangeError::Address(address.to_owned()))?;
         let bits_max = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.map_or(Ok(bits_max), str::parse);
         match prefix {
             Ok(prefix) if prefix <= bits_max => Ok(Self { first: address, prefix }),
-            _ => Err(format!("the prefix of {text:?} must be 0 to {bits_max}")),
+            _ => Err(SourceRangeError::Prefix { text: text.to_owned(), bits_max }),
         }
     }
 }
@@ -126,11 +142,32 @@ pub(crate) struct Origin {
     pub(crate) lanes: u32,
 }
 
+/// Why a plan's sources cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SourceError {
+    /// No tracker of this family.
+    #[error("no {0} target: give another --target, or choose --families")]
+    NoTarget(&'static str),
+    /// An address that is not one of this host, or no route.
+    #[error(
+        "cannot send from {from} to {target}: {error}; a source must be an address of this host \
+         (--source), for a whole IPv6 network: ip -6 route add local NETWORK dev lo"
+    )]
+    Unusable {
+        /// The source.
+        from: IpAddr,
+        /// The tracker.
+        target: SocketAddr,
+        /// What the kernel returned.
+        error: io::Error,
+    },
+}
+
 /// The origins of all connections of a plan, in order.
 ///
 /// # Errors
 /// If the plan has a family without a target.
-pub(crate) fn origins(plan: &Plan, targets: &Targets) -> Result<Vec<Origin>, String> {
+pub(crate) fn origins(plan: &Plan, targets: &Targets) -> Result<Vec<Origin>, SourceError> {
     let mut shared = HashMap::<IpAddr, u32>::new();
     let mut origins = Vec::with_capacity(plan.sources.into());
     for place in 0..plan.sources {
@@ -147,19 +184,16 @@ pub(crate) fn origins(plan: &Plan, targets: &Targets) -> Result<Vec<Origin>, Str
 }
 
 /// The tracker for the socket with this index.
-fn target_of(plan: &Plan, targets: &Targets, place: u16) -> Result<SocketAddr, String> {
+fn target_of(plan: &Plan, targets: &Targets, place: u16) -> Result<SocketAddr, SourceError> {
     let v6 = plan.is_v6(place);
-    targets.of(v6).ok_or_else(|| {
-        let family = if v6 { "IPv6" } else { "IPv4" };
-        format!("no {family} target: give another --target, or choose --families")
-    })
+    targets.of(v6).ok_or(SourceError::NoTarget(if v6 { "IPv6" } else { "IPv4" }))
 }
 
 /// Opens all sockets of a plan, in order.
 ///
 /// # Errors
 /// One sentence that names the address that could not be used, and a remedy.
-pub(crate) fn open(plan: &Plan, targets: &Targets) -> Result<Vec<Source>, String> {
+pub(crate) fn open(plan: &Plan, targets: &Targets) -> Result<Vec<Source>, SourceError> {
     let mut sources = Vec::with_capacity(plan.sources.into());
     for place in 0..plan.sources {
         let target = target_of(plan, targets, place)?;
@@ -168,12 +202,7 @@ pub(crate) fn open(plan: &Plan, targets: &Targets) -> Result<Vec<Source>, String
             let ip = socket.local_addr()?.ip();
             Ok(Source { socket, ip, lane: 0, lanes: 1 })
         });
-        sources.push(opened.map_err(|error| {
-            format!(
-                "cannot send from {from} to {target}: {error}; a source must be an address of this \
-                 host (--source), for a whole IPv6 network: ip -6 route add local NETWORK dev lo"
-            )
-        })?);
+        sources.push(opened.map_err(|error| SourceError::Unusable { from, target, error })?);
     }
     for place in 0..sources.len() {
         let same = |it: &&Source| it.ip == sources[place].ip;

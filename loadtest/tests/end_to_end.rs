@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -297,8 +298,8 @@ fn a_target_that_takes_connections_and_says_nothing_is_given_up() {
     assert!(said.contains(&address.to_string()), "{said}");
 }
 
-/// Responds to announces as a tracker does, until `is_enough` for their number; then its socket is
-/// closed.
+/// Responds to announces and scrapes as a tracker does, until `is_enough` for the number of
+/// announces; then its socket is closed.
 fn respond(
     mut is_enough: impl FnMut(usize) -> bool + Send + 'static,
 ) -> (String, std::thread::JoinHandle<()>) {
@@ -307,11 +308,15 @@ fn respond(
     let respond = move || {
         let (mut datagram, mut answered) = ([0; 2048], 0);
         while !is_enough(answered) {
-            let (_, from) = socket.recv_from(&mut datagram).unwrap();
+            let (bytes, from) = socket.recv_from(&mut datagram).unwrap();
             let (action, transaction) = (&datagram[8..12], &datagram[12..16]);
             let announce = action == [0, 0, 0, 1];
-            let rest = if announce { 12 } else { 8 };
-            let response = [action, transaction, &vec![0; rest]].concat();
+            let rest = match action[3] {
+                1 => vec![0; 12],
+                2 => [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0].repeat((bytes - 16) / 20),
+                _ => vec![0; 8],
+            };
+            let response = [action, transaction, &rest].concat();
             socket.send_to(&response, from).unwrap();
             answered += usize::from(announce);
         }
@@ -340,29 +345,60 @@ fn a_tracker_that_ends_in_mid_run_ends_the_run() {
     }
 }
 
-/// Starts a run, sends it a signal once many requests of the measured phase have had a response,
-/// and waits for its end.
-fn interrupted(arguments: &[&str], signal: &str) -> Output {
-    const MANY: usize = 2000;
-    let (reached, many) = std::sync::mpsc::channel();
+/// Starts a load tester whose output is read.
+fn spawn(arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Sends a signal to a process.
+fn signal(child: &Child, name: &str) {
+    let kill = format!("kill -{name} {}", child.id());
+    assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
+}
+
+/// A population that is filled in at once.
+const SMALL: [&str; 4] = ["--torrents", "50", "--peers", "200"];
+
+/// One that takes far longer to fill in than a signal to arrive.
+const LARGE: [&str; 4] = ["--torrents", "30000", "--peers", "300000"];
+
+/// Starts a run of 600 s, sends it a signal once `many` announces have had a response, and waits
+/// for its end. If the tracker `ends` then, requests that follow have no response.
+fn interrupted_after((many, ends): (usize, bool), arguments: &[&str], name: &str) -> Output {
+    let (reached, are_many) = std::sync::mpsc::channel();
     let (address, _tracker) = respond(move |answered| {
-        if answered == MANY {
+        if answered == many {
             let _ = reached.send(());
         }
-        false
+        ends && answered >= many
     });
-    let small = ["--torrents", "50", "--peers", "200", "--warmup", "0", "--mix", "0:1:0"];
-    let more = ["--duration", "600", "--families", "v4", "--timeout-ms", "300"];
-    let child = Command::new(env!("CARGO_BIN_EXE_loadtest"))
-        .args([&small[..], &more, &["--target", &address], arguments].concat())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    many.recv().unwrap();
-    let kill = format!("kill -{signal} {}", child.id());
-    assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
+    let small = ["--warmup", "0", "--mix", "0:1:0", "--duration", "600", "--families", "v4"];
+    let more = ["--timeout-ms", "300", "--target", &address];
+    let mut child = spawn(&[&small[..], &more, arguments].concat());
+    while are_many.recv_timeout(Duration::from_millis(100)).is_err() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended first: {arguments:?}");
+    }
+    signal(&child, name);
     child.wait_with_output().unwrap()
+}
+
+/// The same, in the middle of the measured phase of a load.
+fn interrupted(arguments: &[&str], name: &str) -> Output {
+    interrupted_after((2000, false), &[&SMALL[..], arguments].concat(), name)
+}
+
+/// Waits for a line of standard error that contains this, sends SIGINT, and waits for the end: exit
+/// code and standard output.
+fn interrupted_at_line(arguments: &[&str], wanted: &str) -> (Option<i32>, String) {
+    let mut child = spawn(arguments);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains(wanted)), "it ended without {wanted:?}");
+    signal(&child, "INT");
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(rest.last().map(String::as_str), Some("loadtest: interrupted"), "{rest:?}");
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
 }
 
 #[test]
@@ -381,6 +417,111 @@ fn a_signal_ends_a_run_with_a_report_on_what_was_measured() {
     assert!(report.contains("warning: interrupted after ") && report.contains(" of 600.0 s"));
 }
 
+#[test]
+fn a_signal_ends_an_attack_with_a_report_on_the_phases_that_were_run() {
+    let parties = ["--honest", "20", "--honest-interval", "0.02"];
+    let attackers = ["--attackers", "10", "--attack-rate", "200"];
+    let flood = [&SMALL[..], &parties, &attackers].concat();
+    let forged = [&SMALL[..], &["--honest", "3", "--attack-rate", "1000"]].concat();
+    let hashes = ["--honest", "20", "--attackers", "20", "--requests", "50000000"];
+    let (filling, hashes) = ([&LARGE[..], &hashes].concat(), [&SMALL[..], &hashes].concat());
+    let sybil = [&SMALL[..], &["--honest", "40", "--ports", "60000"]].concat();
+    let (all_known, none) = (&["honest_share", "attack_share"][..], &[][..]);
+    for (profile, condition, more, known, unknown) in [
+        ("flood", (3000, false), &flood[..], all_known, none),
+        ("scrape-storm", (1000, false), &flood, all_known, none),
+        ("forged", (500, false), &forged, &["honest_share", "forged_share"], none),
+        (
+            "random-hashes",
+            (2000, false),
+            &filling,
+            &["p99_us_before"],
+            &["peers_before", "attack_per_s"],
+        ),
+        (
+            "random-hashes",
+            (2200, false),
+            &hashes,
+            &["peers_before", "attack_per_s"],
+            &["kept_share"],
+        ),
+        ("sybil", (2040, true), &sybil, &["swarm_sybil"], &["per_response_max"]),
+        ("overload", (2000, false), &SMALL, &["peak_per_s"], &["goodput_share", "recovery_share"]),
+    ] {
+        let arguments = [&["--profile", profile, "--json"], more].concat();
+        let output = interrupted_after(condition, &arguments, "INT");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let wanted = (Some(1), "loadtest: interrupted\n");
+        assert_eq!((output.status.code(), &*said), wanted, "{profile}");
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let figures = &result["figures"];
+        assert_eq!(figures["is_partial"], true, "{profile}: {figures}");
+        for name in known {
+            assert!(figures["measures"][name].is_f64(), "{profile}: {name}: {figures}");
+        }
+        for name in unknown {
+            assert!(figures["measures"][name].is_null(), "{profile}: {name}: {figures}");
+        }
+        assert_eq!(figures["missed"].as_array().map(Vec::len), Some(0), "{figures}");
+    }
+    let expecting = [&["--profile", "sybil", "--expect-per-response", "1"], &sybil[..]].concat();
+    let output = interrupted_after((2040, true), &expecting, "TERM");
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{report}");
+    assert!(report.contains("warning: interrupted after "), "{report}");
+    assert!(report.contains("swarm_sybil") && report.contains("not known"), "{report}");
+}
+
+#[test]
+fn a_signal_before_anything_was_measured_is_an_error_in_words() {
+    let arguments = [&["--profile", "overload"], &LARGE[..]].concat();
+    let output = interrupted_after((2000, false), &arguments, "INT");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let wanted = "loadtest: interrupted while filling: nothing was measured\n";
+    assert_eq!((output.status.code(), &*said), (Some(1), wanted));
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_signal_ends_held_connections_with_a_report() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let url = format!("ws://{}", tcp(&ready));
+    let hold = ["hold", &url, "--connections", "50", "--duration", "600"];
+    let (code, text) = interrupted_at_line(&[&hold[..], &["--json"]].concat(), "held for 600 s");
+    let held: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &held["is_partial"]), (Some(1), &true.into()), "{held}");
+    for key in ["connections", "opened", "announced", "open_at_end"] {
+        assert_eq!(held[key], 50, "{held}");
+    }
+    assert!(held["held_s"].as_f64().unwrap() < 600.0, "{held}");
+    assert!(held["memory"]["announced_bytes"].as_u64() > Some(0), "{held}");
+    assert!(held["memory"]["end_bytes"].is_null(), "{held}");
+    let (code, report) = interrupted_at_line(&hold, "held for 600 s");
+    assert_eq!(code, Some(1));
+    assert!(report.contains("warning: interrupted: 50 announces answered, held for "), "{report}");
+}
+
+#[test]
+fn a_signal_ends_a_table_of_memory_with_the_cells_that_were_complete() {
+    let own = format!("x={} limit --listen {{addr}}@127.0.0.1:0", env!("CARGO_BIN_EXE_loadtest"));
+    // The second never serves, which is given up after 20 s for each of its four cells.
+    let trackers = ["--tracker", &own, "--tracker", "y=sleep 600@127.0.0.1:9"];
+    let small = ["memory", "--no-skep", "--peers", "100", "--per-torrent", "1,10"];
+    let arguments = [&small[..], &trackers].concat();
+    let (code, text) =
+        interrupted_at_line(&[&arguments[..], &["--json"]].concat(), "x, V6, 10 a torrent");
+    let table: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &table["is_partial"]), (Some(1), &true.into()), "{table}");
+    let rows = table["rows"].as_array().unwrap();
+    assert_eq!((rows.len(), rows[0]["cells"].as_array().map(Vec::len)), (1, Some(4)), "{table}");
+    let (code, report) = interrupted_at_line(&arguments, "x, V4, 1 a torrent");
+    assert_eq!(code, Some(1));
+    assert!(
+        report.contains("| x | V4 | ") && report.contains("\nwarning: interrupted: "),
+        "{report}"
+    );
+}
+
 /// A run that still waits for responses when the second signal arrives: the tracker is silent, and
 /// without that signal there would be a report after a minute.
 #[test]
@@ -397,12 +538,7 @@ fn a_second_signal_ends_the_process_without_a_report() {
     });
     let small = ["--torrents", "50", "--peers", "200", "--warmup", "0", "--mix", "0:1:0"];
     let more = ["--duration", "600", "--families", "v4", "--timeout-ms", "60000"];
-    let child = Command::new(env!("CARGO_BIN_EXE_loadtest"))
-        .args([&small[..], &more, &["--target", &address]].concat())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = spawn(&[&small[..], &more, &["--target", &address]].concat());
     many.recv().unwrap();
     // Two of a kind could arrive as one.
     let kill = format!("kill -INT {0} && kill -TERM {0}", child.id());

@@ -35,13 +35,14 @@ impl Config {
     pub(super) fn conflicts(&self) -> Vec<Conflict> {
         let mut all = self.address_conflicts();
         all.extend(self.tls_conflicts());
-        if self.http.tracker_id.len() > values::TRACKER_ID_BYTES_MAX {
-            let problem = format!(
-                "has {} bytes; it may have {}",
-                self.http.tracker_id.len(),
-                values::TRACKER_ID_BYTES_MAX
-            );
-            all.push(Conflict::new(("http", "tracker_id"), &[], problem));
+        for (key, text, bytes_max) in [
+            ("public_name", &self.http.public_name, values::PUBLIC_NAME_BYTES_MAX),
+            ("tracker_id", &self.http.tracker_id, values::TRACKER_ID_BYTES_MAX),
+        ] {
+            if text.len() > bytes_max {
+                let problem = format!("has {} bytes; it may have {bytes_max}", text.len());
+                all.push(Conflict::new(("http", key), &[], problem));
+            }
         }
         let token = Some(&self.admin.token).filter(|it| !it.is_empty());
         if let Some(problem) = token.and_then(|it| token_fault(it)) {

@@ -185,6 +185,9 @@ impl Serialize for NetworkList {
 /// Most bytes of the `tracker id`: clients send it back, escaped, in every request.
 pub(super) const TRACKER_ID_BYTES_MAX: usize = 128;
 
+/// Most bytes of the public name: those of a host name.
+pub(super) const PUBLIC_NAME_BYTES_MAX: usize = 253;
+
 /// The cap on resident memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryCap {

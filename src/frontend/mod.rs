@@ -56,8 +56,9 @@ pub trait Responder {
         out: &mut [u8],
     ) -> Result<DatagramResponse, Dropped>;
 
-    /// Called with each datagram that was not served, and why: one that was dropped, before or by
-    /// [`Self::handle`], or refused. For the log.
+    /// Called with each datagram that was not served in full, and why: one that was dropped, before
+    /// or by [`Self::handle`], or refused, or an announce whose peer is not handed out. For the
+    /// log.
     fn unserved(
         &mut self,
         _now: Now,

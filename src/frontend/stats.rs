@@ -24,7 +24,7 @@ use askama::Template;
 use serde::Serialize;
 
 use super::drawing::{BarPart, DAY_MINUTES, DayLine, badge, client_bar};
-use super::figures::{grouped, share};
+use super::figures::{duration, grouped, share};
 use crate::types::PeerKind;
 
 /// Figures of the whole store, at most one second old.
@@ -42,6 +42,16 @@ pub struct Stats {
     pub completed: u64,
     /// Client name, version, peers: an estimate from the announces of the last intervals.
     pub clients: Vec<(String, String, u64)>,
+}
+
+/// What the page for people says of the tracker itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublicHead {
+    /// The name that the operator has given it; empty: none. The name of the host is not shown: it
+    /// may be one that only the operator's network knows.
+    pub name: String,
+    /// Seconds since its start.
+    pub uptime_s: u64,
 }
 
 /// The public pages, written once a second at most and served by every worker.
@@ -67,8 +77,8 @@ const CLIENT_ROWS_MAX: usize = 40;
 
 impl Pages {
     /// Writes all pages; `day` is the line of peers over the last 24 hours.
-    pub fn of(stats: &Stats, day: DayLine) -> Self {
-        let html = StatsPage::of(stats, day).render().unwrap_or_default();
+    pub fn of(head: &PublicHead, stats: &Stats, day: DayLine) -> Self {
+        let html = StatsPage::of(head, stats, day).render().unwrap_or_default();
         Self { html, json: json(stats), badge: badge(stats.peers()) }
     }
 }
@@ -136,6 +146,9 @@ impl Stats {
 #[derive(Template)]
 #[template(path = "frontend/stats.html")]
 struct StatsPage<'a> {
+    /// The name of the tracker, if it has one.
+    name: Option<&'a str>,
+    uptime: String,
     peers: String,
     /// Peers over the last 24 hours.
     day: DayLine,
@@ -161,7 +174,7 @@ pub(crate) struct ClientRow<'a> {
 }
 
 impl<'a> StatsPage<'a> {
-    fn of(stats: &'a Stats, day: DayLine) -> Self {
+    fn of(head: &'a PublicHead, stats: &'a Stats, day: DayLine) -> Self {
         let figures = [
             ("Seeders", stats.seeders.iter().sum()),
             ("Leechers", stats.leechers.iter().sum()),
@@ -175,6 +188,8 @@ impl<'a> StatsPage<'a> {
         };
         let kinds = [(PeerKind::V4, "IPv4"), (PeerKind::V6, "IPv6"), (PeerKind::Web, "WebRTC")];
         Self {
+            name: Some(&*head.name).filter(|name| !name.is_empty()),
+            uptime: duration(head.uptime_s),
             peers: grouped(stats.peers()),
             day,
             figures: figures.map(|(name, count)| (name, grouped(count))),
@@ -233,6 +248,11 @@ mod tests {
         }
     }
 
+    /// A tracker with a name, 12 days after its start.
+    fn head() -> PublicHead {
+        PublicHead { name: "tracker.example.org".into(), uptime_s: 12 * 86_400 + 3600 }
+    }
+
     /// A whole day.
     fn day() -> DayLine {
         DayLine::of((0..DAY_MINUTES).map(|it| (it, f64::from(it % 777))), DAY_MINUTES - 1)
@@ -264,7 +284,7 @@ mod tests {
     fn the_page_shows_every_figure_and_escapes_every_name() {
         let mut stats = stats();
         stats.clients.push(("<b>\"'&".into(), "<script>".into(), 1));
-        let page = Pages::of(&stats, day()).html;
+        let page = Pages::of(&head(), &stats, day()).html;
         let rows = [
             "<b>4,683</b>",
             "<path class=\"line\" d=\"M2 ",
@@ -284,8 +304,31 @@ mod tests {
     }
 
     #[test]
+    fn the_head_has_the_name_that_was_given_and_the_uptime() {
+        let of = |head: &PublicHead| Pages::of(head, &stats(), day()).html;
+        let named = of(&head());
+        for part in [
+            "<title>tracker.example.org: tracker statistics</title>",
+            "<h1>tracker.example.org</h1>",
+            "<li>Tracker statistics</li><li>up 12 d 1 h</li>",
+        ] {
+            assert!(named.contains(part), "no {part} in\n{named}");
+        }
+        let nameless = of(&PublicHead { uptime_s: 59, ..PublicHead::default() });
+        for part in [
+            "<title>Tracker statistics</title>",
+            "<h1>Tracker statistics</h1>",
+            "<ul class=\"about\"><li>up 59 s</li></ul>",
+        ] {
+            assert!(nameless.contains(part), "no {part} in\n{nameless}");
+        }
+        let odd = of(&PublicHead { name: "<b>".into(), uptime_s: 0 });
+        assert!(odd.contains("<h1>&#60;b&#62;</h1>"), "{odd}");
+    }
+
+    #[test]
     fn every_element_of_the_page_is_closed() {
-        let page = Pages::of(&stats(), day()).html;
+        let page = Pages::of(&head(), &stats(), day()).html;
         let mut open = Vec::new();
         for tag in page.split('<').skip(1).filter_map(|it| it.split('>').next()) {
             let name = tag.split(' ').next().unwrap();
@@ -303,12 +346,12 @@ mod tests {
         let mut stats = stats();
         let version = |n| ("Transmission".into(), format!("4.0.{n}"), 7);
         stats.clients = (0..5000).map(version).collect();
-        let pages = Pages::of(&stats, day());
+        let pages = Pages::of(&head(), &stats, day());
         assert!(pages.html.len() < 24 * 1024, "{}", pages.html.len());
         assert!(pages.html.contains("All others</th><td>4,960 more versions</td>"));
         assert!(pages.json.contains("\"4.0.4999\":7"));
         assert!(
-            Pages::of(&Stats::default(), DayLine::default())
+            Pages::of(&PublicHead::default(), &Stats::default(), DayLine::default())
                 .html
                 .contains("No client has announced yet.")
         );

@@ -15,7 +15,9 @@ use crate::time::Now;
 use crate::tracker::{
     self, AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker,
 };
-use crate::types::{Action, Announce, Contact, DatagramResponse, Dropped, Family, InfoHash};
+use crate::types::{
+    Action, Announce, Contact, DatagramResponse, Dropped, Family, InfoHash, NotListed,
+};
 
 /// One worker's UDP front end.
 pub struct UdpFrontend {
@@ -58,7 +60,7 @@ impl Responder for UdpFrontend {
             Request::Connect(head) => {
                 self.tracker.admit_connect(now, source)?;
                 let bytes = udp::encode_connected(head, ids.issue(now, source.ip()), out);
-                Ok(DatagramResponse { action: Action::Connect, bytes, refusal: None })
+                Ok(DatagramResponse::served(Action::Connect, bytes))
             }
             Request::Announce(announce, options) => {
                 ids.check(now, source.ip(), announce.head.connection_id.get())?;
@@ -108,10 +110,11 @@ impl UdpFrontend {
             Family::V6 => PeerBuffers { v6: peers, ..PeerBuffers::default() },
         };
         match self.tracker.announce(now, &mut announce, &mut details, room) {
-            Ok(Announced { response, bytes, .. }) => {
+            Ok(Announced { response, bytes, not_listed }) => {
                 let bytes = bytes.iter().sum();
                 let bytes = udp::encode_announced(&request.head, &response, bytes, out);
-                Ok(DatagramResponse { action: Action::Announce, bytes, refusal: None })
+                let served = DatagramResponse::served(Action::Announce, bytes);
+                Ok(DatagramResponse { not_listed, ..served })
             }
             Err(error) => fail(Action::Announce, &request.head, error, out),
         }
@@ -131,7 +134,7 @@ impl UdpFrontend {
             bytes += udp::encode_scraped_entry(&counts, out.get_mut(bytes..).unwrap_or_default());
         });
         match scraped {
-            Ok(()) => Ok(DatagramResponse { action: Action::Scrape, bytes, refusal: None }),
+            Ok(()) => Ok(DatagramResponse::served(Action::Scrape, bytes)),
             Err(error) => fail(Action::Scrape, head, error, out),
         }
     }
@@ -168,11 +171,18 @@ fn fail(
     error: AdmitError,
     out: &mut [u8],
 ) -> Result<DatagramResponse, Dropped> {
-    let (bytes, refusal) = match error {
-        AdmitError::Refused(refusal) => (udp::encode_error(request, refusal, out), Some(refusal)),
-        AdmitError::Slipped(response) => (udp::encode_announced(request, &response, 0, out), None),
-        AdmitError::Limited => return Err(Dropped::Limited),
-        AdmitError::Shed => return Err(Dropped::ShedScrape),
-    };
-    Ok(DatagramResponse { action, bytes, refusal })
+    match error {
+        AdmitError::Refused(refusal) => {
+            let bytes = udp::encode_error(request, refusal, out);
+            let refusal = Some(refusal);
+            Ok(DatagramResponse { refusal, ..DatagramResponse::served(action, bytes) })
+        }
+        AdmitError::Slipped(response) => {
+            let bytes = udp::encode_announced(request, &response, 0, out);
+            let not_listed = Some(NotListed::Slipped);
+            Ok(DatagramResponse { not_listed, ..DatagramResponse::served(action, bytes) })
+        }
+        AdmitError::Limited => Err(Dropped::Limited),
+        AdmitError::Shed => Err(Dropped::ShedScrape),
+    }
 }

@@ -127,6 +127,7 @@ fn http(config: &Config) -> http::Options {
         full_scrape: section.full_scrape,
         full_scrape_interval_s: section.full_scrape_interval_s,
         public_stats: section.public_stats,
+        public_name: section.public_name.clone(),
         without_announces: !section.enabled,
         without_websockets: !config.websocket.enabled,
         warning: section.warning.clone(),

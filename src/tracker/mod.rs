@@ -33,7 +33,8 @@ use crate::store::{
 };
 use crate::time::Now;
 use crate::types::{
-    Announce, AnnounceResponse, Contact, Event, InfoHash, NotStored, PeerKind, Refusal, ScrapeEntry,
+    Announce, AnnounceResponse, Contact, Event, InfoHash, NotListed, NotStored, PeerKind, Refusal,
+    ScrapeEntry,
 };
 pub use admit::{AdmitError, ConnectionWork};
 use client_stats::ClientCounter;
@@ -104,9 +105,9 @@ pub struct Announced {
     pub response: AnnounceResponse,
     /// The bytes of peers written, by [`PeerKind`].
     pub bytes: [usize; PeerKind::ALL.len()],
-    /// Whether the peer is in the swarm now, if it was to join: if not, the interval is doubled, or
-    /// is shorter for a peer that has just started.
-    pub is_stored: bool,
+    /// Why the peer is not handed out, unless it is or has left. If it was to be stored, the
+    /// interval is doubled, or is shorter for a peer that has just started.
+    pub not_listed: Option<NotListed>,
 }
 
 /// The parts of an announce that the tracker reads on demand: most announces are served without
@@ -372,14 +373,14 @@ impl Tracker {
             None => interval_s(options, stretch, &result, announce.event, &mut self.random),
             Some(usual_s) => interval_of_socket_s(usual_s, stretch, &result),
         };
-        let not_stored = not_stored(result.stored, shedding);
-        if let Some(cause) = not_stored {
-            self.not_stored.of(cause).add(1);
+        let not_listed = not_listed(result.stored, shedding, change, joins);
+        if let Some(NotListed::NotStored(reason)) = not_listed {
+            self.not_stored.of(reason).add(1);
         }
         let min_interval_s = options.min_interval_s.min(interval_s);
         let AnnounceResult { seeders, leechers, bytes, .. } = result;
         let response = AnnounceResponse { interval_s, min_interval_s, leechers, seeders };
-        Announced { response, bytes, is_stored: not_stored.is_none() }
+        Announced { response, bytes, not_listed }
     }
 
     /// Removes a peer whose connection has closed, as for [`Event::Stopped`]. Its source is not
@@ -430,16 +431,23 @@ fn window_s(options: &Options) -> u32 {
     longest_s.max(WINDOW_S_MIN)
 }
 
-/// Why a peer was not stored, if it was not.
+/// Why a peer is not handed out, unless it is or has left. `joins`: whether it was to be stored.
 #[inline]
-fn not_stored(stored: Stored, shedding: Shedding) -> Option<NotStored> {
-    Some(match stored {
-        Stored::Yes => return None,
+fn not_listed(
+    stored: Stored,
+    shedding: Shedding,
+    change: PeerChange,
+    joins: bool,
+) -> Option<NotListed> {
+    let reason = match stored {
+        Stored::Yes if joins || change == PeerChange::Stopped => return None,
+        Stored::Yes => return Some(NotListed::NoPort),
         Stored::HostFull => NotStored::HostFull,
         Stored::NotAdmitted if shedding >= Shedding::NewTorrents => NotStored::Shed,
         Stored::NotAdmitted => NotStored::NewTorrentLimit,
         Stored::NoMemory => NotStored::Memory,
-    })
+    };
+    Some(NotListed::NotStored(reason))
 }
 
 /// The effect of an announce on the swarm. A peer is complete if its event is `completed` or `left`

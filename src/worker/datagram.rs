@@ -244,7 +244,7 @@ fn serve<R: Responder>(
             responder.handle(now, source, exchange.payload, out)
         };
         counters.count(Family::of(source.ip()), bytes, verdict);
-        if !matches!(verdict, Ok(DatagramResponse { refusal: None, .. })) {
+        if !matches!(verdict, Ok(DatagramResponse { refusal: None, not_listed: None, .. })) {
             responder.unserved(now, source, exchange.payload, &verdict);
         }
         if let Ok(answered) = verdict
@@ -392,7 +392,7 @@ mod tests {
             self.prefetched_ahead_max = self.prefetched_ahead_max.max(ahead);
             self.handled.push((source, datagram[0]));
             assert_eq!(out.len(), RESPONSE_BYTES_MAX);
-            Ok(DatagramResponse { action: Action::Connect, bytes: 16, refusal: None })
+            Ok(DatagramResponse::served(Action::Connect, 16))
         }
 
         fn unserved(

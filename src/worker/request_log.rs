@@ -1,5 +1,6 @@
-//! The log of requests that were not served, in which the reason why a client does not appear can
-//! be found: one line with reason, transport, torrent and software, at level debug only.
+//! The log of requests that were not served, and of announces whose peer is not handed out, in
+//! which the reason why a client does not appear can be found: one line with reason, transport,
+//! torrent and software, at level debug only.
 //!
 //! Anybody can send requests that are refused. The lines are therefore sampled: of each reason a
 //! few in a second, whatever the number of workers, and the next line counts those that were left
@@ -11,19 +12,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::frontend::request_summary::RequestSummary;
 use crate::time::Now;
-use crate::types::{DatagramResponse, Dropped, Outcome, Refusal, Rejected, Transport};
+use crate::types::{DatagramResponse, Dropped, NotListed, Outcome, Refusal, Rejected, Transport};
 
 /// The target of these lines. The log suppresses none of them, because they are sampled here.
 pub const TARGET: &str = "skep::requests";
 
 /// Most lines of a reason in a second: enough to recognize a client among others, and together at
-/// most 200 lines for all reasons.
+/// most 205 lines for all reasons.
 const LINES_PER_SECOND_MAX: u64 = 5;
 
 /// The number of reasons.
-const REASONS: usize = Dropped::ALL.len() + Refusal::ALL.len() + Rejected::ALL.len();
+const REASONS: usize = FIRST_NOT_LISTED + NotListed::COUNT;
 
-/// Why a request was not served.
+/// The places of the reasons of each kind follow those of the kind before.
+const FIRST_REFUSED: usize = Dropped::ALL.len();
+const FIRST_REJECTED: usize = FIRST_REFUSED + Refusal::ALL.len();
+const FIRST_NOT_LISTED: usize = FIRST_REJECTED + Rejected::ALL.len();
+
+/// Why a request was not served in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unserved {
     /// A datagram that gets no response.
@@ -32,13 +38,18 @@ pub(crate) enum Unserved {
     Refused(Refusal),
     /// An HTTP error, an error message, or a closed connection.
     Rejected(Rejected),
+    /// A response to an announce whose peer is not handed out.
+    NotListed(NotListed),
 }
 
 impl Unserved {
     /// Of the verdict on a datagram.
     pub(crate) fn of_datagram(verdict: &Result<DatagramResponse, Dropped>) -> Option<Self> {
         match verdict {
-            Ok(response) => response.refusal.map(Self::Refused),
+            Ok(response) => {
+                let not_listed = response.not_listed.map(Self::NotListed);
+                response.refusal.map(Self::Refused).or(not_listed)
+            }
             Err(dropped) => Some(Self::Dropped(*dropped)),
         }
     }
@@ -47,6 +58,7 @@ impl Unserved {
     pub(crate) fn of_outcome(outcome: Outcome) -> Option<Self> {
         match outcome {
             Outcome::Answered(_) => None,
+            Outcome::NotListed(reason) => Some(Self::NotListed(reason)),
             Outcome::Refused(refusal) => Some(Self::Refused(refusal)),
             Outcome::Rejected(rejected) => Some(Self::Rejected(rejected)),
         }
@@ -57,6 +69,7 @@ impl Unserved {
             Self::Dropped(_) => "request dropped",
             Self::Refused(_) => "request refused",
             Self::Rejected(_) => "request rejected",
+            Self::NotListed(_) => "announce not listed",
         }
     }
 
@@ -66,14 +79,16 @@ impl Unserved {
             Self::Dropped(dropped) => dropped.label(),
             Self::Refused(refusal) => refusal.label(),
             Self::Rejected(rejected) => rejected.label(),
+            Self::NotListed(reason) => reason.label(),
         }
     }
 
     fn index(self) -> usize {
         match self {
             Self::Dropped(dropped) => dropped as usize,
-            Self::Refused(refusal) => Dropped::ALL.len() + refusal as usize,
-            Self::Rejected(rejected) => Dropped::ALL.len() + Refusal::ALL.len() + rejected as usize,
+            Self::Refused(refusal) => FIRST_REFUSED + refusal as usize,
+            Self::Rejected(rejected) => FIRST_REJECTED + rejected as usize,
+            Self::NotListed(reason) => FIRST_NOT_LISTED + reason.index(),
         }
     }
 }
@@ -182,14 +197,19 @@ impl RequestLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{Action, NotStored};
 
     #[test]
     fn every_reason_has_a_place_of_its_own() {
         let dropped = Dropped::ALL.map(Unserved::Dropped);
         let refused = Refusal::ALL.map(Unserved::Refused);
         let rejected = Rejected::ALL.map(Unserved::Rejected);
-        let all = dropped.into_iter().chain(refused).chain(rejected).map(Unserved::index);
-        assert!(all.eq(0..REASONS));
+        let not_listed = [NotListed::NoPort, NotListed::Slipped].into_iter();
+        let not_listed = not_listed.chain(NotStored::ALL.map(NotListed::NotStored));
+        let all = dropped.into_iter().chain(refused).chain(rejected);
+        let all: Vec<_> = all.chain(not_listed.map(Unserved::NotListed)).collect();
+        assert!(all.iter().map(|reason| reason.index()).eq(0..REASONS));
+        assert!(all.len() as u64 * LINES_PER_SECOND_MAX <= 205);
     }
 
     #[test]
@@ -218,12 +238,28 @@ mod tests {
 
     #[test]
     fn what_is_served_is_not_logged() {
-        let served =
-            DatagramResponse { action: crate::types::Action::Connect, bytes: 16, refusal: None };
+        let served = DatagramResponse::served(Action::Announce, 20);
         assert_eq!(Unserved::of_datagram(&Ok(served)), None);
         let refused = DatagramResponse { refusal: Some(Refusal::Unregistered), ..served };
         let unserved = Unserved::of_datagram(&Ok(refused)).unwrap();
         assert_eq!((unserved.event(), unserved.reason()), ("request refused", "unregistered"));
         assert_eq!(Unserved::of_outcome(Outcome::Answered(served.action)), None);
+    }
+
+    #[test]
+    fn an_answered_announce_whose_peer_is_not_handed_out_is_logged() {
+        let served = DatagramResponse::served(Action::Announce, 20);
+        for (reason, label) in [
+            (NotListed::NoPort, "no_port"),
+            (NotListed::Slipped, "slipped"),
+            (NotListed::NotStored(NotStored::HostFull), "host_full"),
+        ] {
+            let response = DatagramResponse { not_listed: Some(reason), ..served };
+            let of_datagram = Unserved::of_datagram(&Ok(response)).unwrap();
+            assert_eq!((of_datagram.event(), of_datagram.reason()), ("announce not listed", label));
+            let outcome = Outcome::NotListed(reason);
+            assert_eq!(Unserved::of_outcome(outcome), Some(of_datagram));
+            assert_eq!(outcome.answered(), Some(Action::Announce));
+        }
     }
 }

@@ -95,7 +95,7 @@ mod tests {
             self.awaited -= 1;
             self.stop.store(self.awaited == 0, Ordering::Relaxed);
             out[..datagram.len()].copy_from_slice(datagram);
-            Ok(DatagramResponse { action: Action::Connect, bytes: datagram.len(), refusal: None })
+            Ok(DatagramResponse::served(Action::Connect, datagram.len()))
         }
 
         fn upkeep(&mut self, _now: Now) {}

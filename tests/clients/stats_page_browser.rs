@@ -446,6 +446,14 @@ fn a_registered_torrent_has_its_name_and_a_click_copies_its_hash() {
     assert_eq!(browser.value("'copied' in document.querySelector('#top .hash').dataset"), true);
 }
 
+/// Whether the tiles of figures end where the page's other boxes do, and the chart of the day is
+/// apart from the text above it, if it is below.
+const FILLS: &str = "(() => { \
+     const box = it => document.querySelector(it).getBoundingClientRect(); \
+     const [now, day] = [box('.now>div:first-child'), box('.day')]; \
+     return Math.abs(box('.figures div:last-child').right - box('.now').right) < 1 && \
+     (day.left >= now.right || day.top >= now.bottom + 8); })()";
+
 #[test]
 fn the_public_page_needs_no_script_and_fits_a_telephone() {
     if !has_chromium() {
@@ -453,7 +461,8 @@ fn the_public_page_needs_no_script_and_fits_a_telephone() {
     }
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("skep.toml");
-    std::fs::write(&config, "[http]\npublic_stats = true\n").unwrap();
+    let settings = "[http]\npublic_stats = true\npublic_name = \"tracker.example.org\"\n";
+    std::fs::write(&config, settings).unwrap();
     let skep = busy_with(&["--config", config.to_str().unwrap()]);
     let url = format!("http://{}", skep.tcp[0]);
     let mut browser = Browser::start();
@@ -467,7 +476,11 @@ fn the_public_page_needs_no_script_and_fits_a_telephone() {
     ] {
         browser.open(&format!("{url}/stats"), view);
         assert_eq!(browser.value(FITS), true, "{name}");
+        assert_eq!(browser.value(FILLS), true, "{name}");
         assert_eq!(browser.text(".now b"), "465");
+        let head = browser.text("header");
+        assert_eq!(browser.text("#day-most"), "465", "the line has the peers of now");
+        assert!(head.starts_with("tracker.example.org\nTracker statistics\nup "), "{head}");
         let line = browser.value("document.querySelector('.day .line').getAttribute('d')");
         assert!(line.as_str().unwrap().starts_with('M'), "{line}");
         assert!(browser.text("#client-parts").contains("qBittorrent"));

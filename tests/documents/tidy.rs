@@ -113,7 +113,7 @@ const UNSAFE_HOMES: [&str; 3] = ["src/sys/", "src/sys.rs", "src/store/raw/"];
 
 type Rule = fn(&Source) -> Vec<Complaint>;
 
-const RULES: [(&str, Rule); 10] = [
+const RULES: [(&str, Rule); 11] = [
     ("imports point one way", imports),
     ("functions are short", function_length),
     ("lines are short", line_width),
@@ -124,6 +124,7 @@ const RULES: [(&str, Rule); 10] = [
     ("no test is ignored", ignored_tests),
     ("the core is pure", purity),
     ("no path of somebody's machine", machine_paths),
+    ("errors are types", text_errors),
 ];
 
 /// What is wrong, and in which line (from 1).
@@ -359,6 +360,33 @@ fn ignored_tests(source: &Source) -> Vec<Complaint> {
     ignored.map(|at| complaint(line_of(&source.code, at), "an ignored test")).collect()
 }
 
+/// A `Result` of the load tester whose error is a text.
+fn text_errors(source: &Source) -> Vec<Complaint> {
+    if !source.path.starts_with("loadtest/src/") {
+        return Vec::new();
+    }
+    let error_of = |at: &usize| {
+        let inside = source.code[at + "Result".len()..].strip_prefix('<')?;
+        let (mut depth, mut start) = (0, None);
+        for (place, character) in inside.char_indices() {
+            match character {
+                '<' | '(' | '[' => depth += 1,
+                // An alias, such as `io::Result<String>`, has no error of its own.
+                '>' if depth == 0 => return start.map(|start| inside[start..place].trim()),
+                '>' | ')' | ']' => depth -= 1,
+                ',' if depth == 0 => start = Some(place + 1),
+                _ => {}
+            }
+        }
+        None
+    };
+    let results = words(&source.code, "Result").into_iter();
+    let texts = results.filter(|at| error_of(at).is_some_and(|it| it.ends_with("String")));
+    let aliases = words(&source.code, "type Err = String").into_iter();
+    let all = texts.chain(aliases);
+    all.map(|at| complaint(line_of(&source.code, at), "an error that is a text")).collect()
+}
+
 fn purity(source: &Source) -> Vec<Complaint> {
     let is_pure = source.module().is_some_and(|module| PURE.contains(&module));
     let is_exempt = DISKS.contains(&source.path.as_str()) || source.path.ends_with("/tests.rs");
@@ -589,6 +617,18 @@ fn missing_heads_and_leftovers_are_seen() {
     assert_eq!(lines(ignored_tests, "tests/a.rs", "#[test]\n#[ignore]\nfn a() {}"), [2]);
     assert_eq!(lines(ignored_tests, "tests/a.rs", "#[ignore = \"slow\"]"), [1]);
     assert!(lines(ignored_tests, "tests/a.rs", "let ignore = 1; // #[ignore]").is_empty());
+}
+
+#[test]
+fn errors_that_are_texts_are_seen() {
+    let lines = |text| lines(text_errors, "loadtest/src/a.rs", text);
+    assert_eq!(lines("fn a() -> Result<(), String> {}"), [1]);
+    assert_eq!(lines("\nfn a() -> Result<Vec<(A, B)>, std::string::String> {}"), [2]);
+    assert_eq!(lines("type Err = String;"), [1]);
+    assert!(lines("fn a() -> Result<String, AError> {}").is_empty());
+    assert!(lines("fn a() -> io::Result<String> {}").is_empty());
+    assert!(lines("fn a() -> Result<BTreeMap<u8, String>, AError> {}").is_empty());
+    assert!(lines("/// Result<(), String>\nfn a() -> Option<String> {}").is_empty());
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Responder for Echo {
             (self.on_cut)();
         }
         out[..12].copy_from_slice(&digest(datagram));
-        Ok(DatagramResponse { action: Action::Scrape, bytes: 12, refusal: None })
+        Ok(DatagramResponse::served(Action::Scrape, 12))
     }
 
     fn upkeep(&mut self, _now: Now) {

@@ -26,6 +26,18 @@ const LONG_TRACKER_ID: &str = concat!(
     "\"\n"
 );
 
+/// 258 bytes.
+const LONG_PUBLIC_NAME: &str = concat!(
+    "[http]\npublic_name = \"",
+    "0123456789012345678901234567890123456789012",
+    "0123456789012345678901234567890123456789012",
+    "0123456789012345678901234567890123456789012",
+    "0123456789012345678901234567890123456789012",
+    "0123456789012345678901234567890123456789012",
+    "0123456789012345678901234567890123456789012",
+    "\"\n"
+);
+
 /// 108 bytes.
 const LONG_UNIX_SOCKET: &str = concat!(
     "[http]\nunix_socket = \"/",
@@ -171,6 +183,7 @@ const BAD_FILES: &[(&str, &str, &str)] = &[
     ("[tracker]\npeer_age_s_max = 21601\n", "2:18", "allowed: 2 to 21600"),
     ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "1920 must exceed the larger of interval_s"),
     ("[tracker]\ninterval_s_max = 3780\n", "2:1", "tracker.peer_age_s_max: 3900 must exceed"),
+    (LONG_PUBLIC_NAME, "2:1", "http.public_name: has 258 bytes; it may have 253"),
     (LONG_TRACKER_ID, "2:1", "http.tracker_id: has 129 bytes; it may have 128"),
     ("[websocket]\ninterval_s = 3900\n", "2:1", "3900 must exceed websocket.interval_s"),
     ("[tracker]\ninterval_s = 100\n", "2:1", "_jitter_s: 120 must be below interval_s"),

@@ -401,10 +401,29 @@ fn statistics_are_for_operators_until_they_are_public() {
     assert!(ask(skep.tcp[0], "/stats").text().contains("<html"));
     assert!(ask(skep.tcp[0], "/badge.svg").text().contains("peers: 3"));
     eventually("a sample has all peers", || skep.get("/badge.svg").1.contains("peers: 3"));
+    let head = "<h1>Tracker statistics</h1><ul class=\"about\"><li>up ";
+    let page = ask(skep.tcp[0], "/stats").text();
+    assert!(page.contains(head), "no name of this host: {page}");
     let private = Skep::start(&[]);
     assert_eq!(ask(private.tcp[0], "/stats.json").status, 404);
     assert_eq!(ask(private.tcp[0], "/badge.svg").status, 404);
     assert_eq!(private.get("/stats.json").0, 200);
+}
+
+#[test]
+fn the_public_page_has_the_name_that_the_operator_gives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = "[http]\npublic_stats = true\npublic_name = \"tracker.example.org\"\n";
+    let skep = with_config(folder.path(), settings, &[]);
+    let head = "<h1>tracker.example.org</h1><ul class=\"about\"><li>Tracker statistics</li><li>up ";
+    // Whatever name the request has.
+    let page = ask_with(skep.tcp[0], None, "/stats", "X-Forwarded-Host: other.example\r\n").text();
+    assert!(page.contains(head) && !page.contains("other.example"), "{page}");
+    std::fs::write(folder.path().join("skep.toml"), settings.replace("tracker.", "udp.")).unwrap();
+    skep.signal("HUP");
+    eventually("the page has the new name", || {
+        ask(skep.tcp[0], "/stats").text().contains("<h1>udp.example.org</h1>")
+    });
 }
 
 #[test]

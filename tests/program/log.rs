@@ -1,5 +1,5 @@
 //! The log as operators read it: its first lines, its fields in JSON, on a terminal, and why a
-//! request was not served.
+//! request was not served or a peer does not appear.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -7,9 +7,13 @@ use std::net::{TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use skep::protocol::udp::TransactionId;
+use skep::protocol::udp::client::{Announcement, encode_announce};
+use skep::types::Event;
 use tungstenite::Message;
 
-use crate::support::{DEADLINE, Skep, command, eventually, run, texts};
+use crate::support::tcp_clients::{Browser, announce, ask, web_announce};
+use crate::support::{Client, DEADLINE, Skep, command, eventually, leecher, run, texts};
 
 /// A skep with one worker and these variables.
 fn start(variables: &[(&str, &str)]) -> Skep {
@@ -297,4 +301,92 @@ fn a_flood_of_refusals_writes_few_lines() {
     let lines = log.lines().filter(|line| line.contains("request refused")).count();
     // Five in a second; the flood may take a few seconds on a busy host.
     assert!((1..REQUESTS / 4).contains(&lines), "{lines} lines");
+}
+
+/// Limits that a test exceeds, for this host as well.
+const LIMITED: [(&str, &str); 6] = [
+    ("SKEP__LIMITS__EXEMPT", "::1/128"),
+    ("SKEP__LIMITS__RATE", "1"),
+    ("SKEP__LIMITS__BURST", "16"),
+    ("SKEP__LIMITS__NEW_TORRENT_RATE", "1"),
+    ("SKEP__LIMITS__NEW_TORRENT_BURST", "16"),
+    DEBUG,
+];
+
+#[test]
+fn an_answered_announce_whose_peer_accepts_no_connections_is_logged_as_such() {
+    let mut skep = start(&[DEBUG]);
+    let mut client = Client::connect(skep.udp[0]);
+    let (answered, _) = client.announce(&leecher(7, 1));
+    assert_eq!((answered.seeders, answered.leechers), (0, 0), "it is not stored");
+    let head = "DEBUG announce not listed reason=\"no_port\" transport=";
+    let hash = "07".repeat(20);
+    skep.log_with(&format!(
+        "{head}\"udp\" action=\"announce\" info_hash={hash} client=\"-XX0001-\"\n"
+    ));
+    assert_eq!(ask(skep.tcp[0], &announce(8, 0, "&left=1")).status, 200);
+    let hash = "08".repeat(20);
+    let log = skep.log_with(&format!("{head}\"http\" action=\"announce\" info_hash={hash} "));
+    assert!(!log.contains("address="), "{log}");
+    // A peer that is stored has no line, and one that leaves has none either.
+    client.announce(&leecher(9, 6881));
+    client.announce(&Announcement { event: Event::Stopped, ..leecher(9, 1) });
+    skep.signal("TERM");
+    assert!(skep.wait().success());
+    let log = skep.log();
+    assert!(!log.contains(&"09".repeat(20)), "{log}");
+}
+
+#[test]
+fn an_announce_over_the_limit_that_gets_a_response_is_logged_apart_from_those_without() {
+    let skep = start(&LIMITED);
+    let client = Client::connect(skep.udp[0]);
+    let announcement = Announcement { event: Event::None, ..leecher(7, 6881) };
+    let mut datagram = [0; 256];
+    let (id, transaction) = (client.connection_id, TransactionId([1; 4]));
+    let bytes = encode_announce(id, transaction, &announcement, &mut datagram);
+    let line = |event: &str, reason: &str| {
+        let hash = "07".repeat(20);
+        format!(
+            "DEBUG {event} reason=\"{reason}\" transport=\"udp\" action=\"announce\" \
+             info_hash={hash} client=\"-XX0001-\""
+        )
+    };
+    let (slipped, dropped) =
+        (line("announce not listed", "slipped"), line("request dropped", "limited"));
+    eventually("both are logged", || {
+        client.send(&datagram[..bytes]);
+        let log = skep.log();
+        log.contains(&slipped) && log.contains(&dropped)
+    });
+}
+
+#[test]
+fn an_answered_announce_that_is_not_stored_is_logged_with_the_reason() {
+    let skep = start(&LIMITED[3..].iter().chain(&LIMITED[..1]).copied().collect::<Vec<_>>());
+    let mut browser = Browser::open(skep.tcp[0], None);
+    // More torrents than the burst of new ones and the seconds of this test allow.
+    let last = (b'!'..=b'~').find(|torrent| {
+        browser.ask(&web_announce(*torrent, b'p', 1, 0));
+        skep.metrics().sum("skep_announces_not_stored_total", "new_torrent_limit") > 0.0
+    });
+    let hash = format!("{:02x}", last.expect("the limit is reached")).repeat(20);
+    skep.log_with(&format!(
+        "DEBUG announce not listed reason=\"new_torrent_limit\" transport=\"ws\" \
+         action=\"announce\" info_hash={hash} client="
+    ));
+}
+
+#[test]
+fn an_upgrade_over_the_limit_is_logged() {
+    let skep = start(&LIMITED);
+    let request = "GET /announce HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
+                   Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+    eventually("the refusal is logged", || {
+        let mut stream = TcpStream::connect(skep.tcp[0]).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let line = "request refused reason=\"limited\" transport=\"http\" action=\"announce\"";
+        skep.log().contains(line)
+    });
 }

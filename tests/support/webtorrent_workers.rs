@@ -16,7 +16,7 @@ use skep::limiter::{self, Handle, Limiter, Sizes};
 use skep::store::{self, Store};
 use skep::time::Now;
 use skep::tracker::{self, Announced, PeerBuffers, Tracker};
-use skep::types::{Announce, Contact, Event, InfoHash, PeerId};
+use skep::types::{Action, Announce, Contact, Event, InfoHash, PeerId};
 
 /// Two names of torrents.
 pub(crate) const TORRENT: &str = "Torrent One 20 bytes";
@@ -55,6 +55,7 @@ pub(crate) fn scrape(torrents: &[&str]) -> String {
 pub(crate) fn label(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Answered(action) => action.label(),
+        Outcome::NotListed(_) => Action::Announce.label(),
         Outcome::Refused(refusal) => refusal.label(),
         Outcome::Rejected(rejected) => rejected.label(),
     }

@@ -38,7 +38,7 @@ use skep::protocol::http::QueryError;
 use skep::store::{self, Store};
 use skep::time::Now;
 use skep::tracker::{self, Tracker};
-use skep::types::{Refusal, Rejected};
+use skep::types::{Action, Refusal, Rejected};
 
 /// When every conversation starts.
 const START: Now = Now::from_s(1_800_000_000);
@@ -245,6 +245,7 @@ impl Conversation {
 fn label(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Answered(action) => action.label(),
+        Outcome::NotListed(_) => Action::Announce.label(),
         Outcome::Refused(refusal) => refusal.label(),
         Outcome::Rejected(rejected) => rejected.label(),
     }

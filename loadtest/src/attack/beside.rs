@@ -4,21 +4,22 @@
 
 use std::net::IpAddr;
 
+use crate::interrupt;
 use crate::numbers::real;
 use crate::plan::{Plan, Profile};
 use crate::slots::{Kind, SlotTable};
 
-use super::Arena;
 use super::crowd::{Crowd, Pacing};
 use super::figures::{Figures, Measure, too_slow};
 use super::traffic::Traffic;
 use super::works::{Attacking, Honest};
+use super::{Arena, AttackError};
 
 /// Runs the attack.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that does not respond.
-pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
+pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, AttackError> {
     let (plan, attack) = (arena.plan, arena.attack);
     let (honest_count, attackers) = (u32::from(attack.honest), u32::from(attack.attackers));
     let honest_rate = f64::from(honest_count) / attack.honest_interval_s;
@@ -27,10 +28,14 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     let capacity = SlotTable::capacity_for(honest_rate, timeout_s(arena));
     let mut honest = Crowd::open(arena, honest_addresses, capacity)?;
     let honest_connected = honest.connect()?;
+    interrupt::check("connecting")?;
     let mut announcing = Honest { seed: plan.seed, torrents: plan.torrents, numwant: plan.numwant };
     let pacing = |duration_s| Pacing::Open { rate: honest_rate, duration_s };
     let calm = honest.run(&mut announcing, pacing(plan.warmup_s));
     let (mut crowds, connected) = attackers_of(arena, attacking_addresses)?;
+    if interrupt::is_requested() {
+        return Ok(Figures { measures: measures(&calm, None, None), ..Figures::default() });
+    }
     let (served, attacked) = std::thread::scope(|scope| {
         let attack = |crowd| move || one_attack(arena, crowd);
         let threads: Vec<_> = crowds.iter_mut().map(|it| scope.spawn(attack(it))).collect();
@@ -48,7 +53,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
         ));
     }
     Ok(Figures {
-        measures: measures(&calm, &served, &attacked),
+        measures: measures(&calm, Some(&served), Some(&attacked)),
         honest: Some(served),
         attack: Some(attacked),
         warnings,
@@ -57,7 +62,10 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
 }
 
 /// The attackers by thread, and how many of them have a connection id.
-fn attackers_of(arena: &Arena<'_>, addresses: &[IpAddr]) -> Result<(Vec<Crowd>, usize), String> {
+fn attackers_of(
+    arena: &Arena<'_>,
+    addresses: &[IpAddr],
+) -> Result<(Vec<Crowd>, usize), AttackError> {
     let part = addresses.len().div_ceil(arena.plan.threads.into());
     let rate = f64::from(arena.attack.attack_rate) * real(part as u64);
     let capacity = SlotTable::capacity_for(rate, timeout_s(arena));
@@ -81,22 +89,23 @@ fn one_attack(arena: &Arena<'_>, crowd: &mut Crowd) -> Traffic {
     crowd.run(&mut work, Pacing::Open { rate, duration_s })
 }
 
-fn measures(calm: &Traffic, served: &Traffic, attacked: &Traffic) -> Vec<Measure> {
+/// `served` and `attacked`: `None` if there was no attack yet.
+fn measures(calm: &Traffic, served: Option<&Traffic>, attacked: Option<&Traffic>) -> Vec<Measure> {
     vec![
         Measure::new(
             "honest_share",
-            served.answered_share(),
+            served.map(Traffic::answered_share),
             "share of honest requests answered during the attack",
         ),
         Measure::new("honest_share_before", calm.answered_share(), "the same before the attack"),
         Measure::new(
             "attack_share",
-            attacked.answered_share(),
+            attacked.map(Traffic::answered_share),
             "share of attacking requests answered",
         ),
         Measure::new(
             "attack_per_s",
-            attacked.offered_per_s(),
+            attacked.map(Traffic::offered_per_s),
             "attacking requests that left, a second",
         ),
     ]

@@ -7,7 +7,7 @@
 //! it has nothing to do: tracker and attackers may share its CPU.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use skep::protocol::udp::TransactionId;
@@ -21,13 +21,14 @@ use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use skep::types::{Event, InfoHash, PeerId};
 
 use crate::check::check;
+use crate::interrupt;
 use crate::numbers::{NS_PER_S, mix, ns, real, seconds, whole};
 use crate::phase::Pace;
 use crate::population::info_hash;
 use crate::slots::{Kind, Pending, Settled, SlotTable};
 
-use super::Arena;
 use super::traffic::Traffic;
+use super::{Arena, AttackError};
 
 /// A request that a source is to send.
 #[derive(Clone, Copy, Debug)]
@@ -163,16 +164,17 @@ impl Crowd {
         arena: &Arena<'_>,
         sources: &[IpAddr],
         capacity: usize,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, AttackError> {
         let tracker = arena.target;
-        let any: SocketAddr = if tracker.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
-            .parse()
-            .map_err(|error| format!("no wildcard address: {error}"))?;
+        let any: IpAddr = match tracker {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
         let options = UdpOptions { reuse_port: false, ..UdpOptions::default() };
-        let socket = bind_udp(any, &options).map_err(|error| format!("no socket: {error}"))?;
+        let socket = bind_udp((any, 0).into(), &options).map_err(AttackError::Socket)?;
         let places: HashMap<IpAddr, u16> = sources.iter().copied().zip(0..).collect();
         if places.len() < sources.len() {
-            return Err("the networks given as --source have fewer addresses than needed".into());
+            return Err(AttackError::FewAddresses);
         }
         let source = |ip: &IpAddr| Source {
             ip: *ip,
@@ -204,20 +206,16 @@ impl Crowd {
     /// one.
     ///
     /// # Errors
-    /// If the tracker responds to no source.
-    pub(crate) fn connect(&mut self) -> Result<usize, String> {
+    /// If the tracker responds to no source, unless a signal has ended the run.
+    pub(crate) fn connect(&mut self) -> Result<usize, AttackError> {
         let left = (0..u16::try_from(self.sources.len()).unwrap_or(u16::MAX)).collect();
         let mut connecting = Connecting { left, tries_left: self.sources.len() * 4 };
         let traffic = self.run(&mut connecting, Pacing::Closed { window: 512, most_s: 5.0 });
         let connected = self.sources.iter().filter(|it| it.connection_id.is_some()).count();
-        if connected == 0 {
-            return Err(format!(
-                "{}: none of {} sources got a connection id, {} requests had no response: is it a \
-                 UDP tracker, and does it accept these sources?",
-                self.tracker,
-                self.sources.len(),
-                traffic.unanswered
-            ));
+        if connected == 0 && !interrupt::is_requested() {
+            let (tracker, sources) = (self.tracker, self.sources.len());
+            let unanswered = traffic.unanswered;
+            return Err(AttackError::NoConnectionIds { tracker, sources, unanswered });
         }
         Ok(connected)
     }
@@ -227,7 +225,7 @@ impl Crowd {
         self.sources.len()
     }
 
-    /// Runs a work to its end, lost requests included.
+    /// Runs a work to its end, or until a signal; lost requests included.
     pub(crate) fn run(&mut self, work: &mut dyn Work, pacing: Pacing) -> Traffic {
         let start_ns = self.now_ns();
         let (pace, window, most_s) = match pacing {
@@ -245,6 +243,10 @@ impl Crowd {
         loop {
             let heard = self.receive(&mut phase);
             let now_ns = self.now_ns();
+            if interrupt::is_requested() {
+                // Nothing more is sent; responses under way are still awaited.
+                phase.deadline_ns = phase.deadline_ns.min(now_ns);
+            }
             let (sent, dry) = self.send(now_ns, &mut phase);
             if dry && self.ready.is_empty() && self.slots.waiting() == 0 {
                 phase.traffic.seconds = seconds(now_ns.min(phase.deadline_ns) - start_ns);

@@ -22,9 +22,13 @@ pub(crate) struct Measure {
 }
 
 impl Measure {
-    /// A measurement with a known value.
-    pub(crate) fn new(name: &'static str, value: f64, meaning: &'static str) -> Self {
-        Self { name, value: Some(value), meaning }
+    /// A measurement; `None` if it cannot be determined.
+    pub(crate) fn new(
+        name: &'static str,
+        value: impl Into<Option<f64>>,
+        meaning: &'static str,
+    ) -> Self {
+        Self { name, value: value.into(), meaning }
     }
 }
 
@@ -67,6 +71,8 @@ pub(crate) struct Figures {
     pub(crate) measures: Vec<Measure>,
     /// The tracker's process; absent if it does not run on this host.
     pub(crate) server: Option<ServerUse>,
+    /// Whether a signal ended the run: measures of what it did not reach are not known.
+    pub(crate) is_partial: bool,
     /// Reasons to doubt these results.
     pub(crate) warnings: Vec<String>,
     /// Expectations that were not met.
@@ -83,6 +89,16 @@ impl Figures {
         self.seconds = seconds(elapsed_ns);
         let both = before.zip(after);
         self.server = both.map(|(before, after)| ServerUse::between(&before, &after, elapsed_ns));
+    }
+
+    /// Marks the results of a run that a signal has ended. Call it after [`Self::used`].
+    pub(crate) fn interrupted(&mut self) {
+        self.is_partial = true;
+        let text = format!(
+            "interrupted after {:.1} s: measures of what was not reached are not known",
+            self.seconds
+        );
+        self.warnings.insert(0, text);
     }
 
     /// Records which expectations were missed.
@@ -175,7 +191,11 @@ mod tests {
             "rss_of_cap is not known, expected at most 1.05",
         ];
         assert_eq!(figures.missed, wanted);
+        figures.seconds = 1.25;
+        figures.interrupted();
+        assert!(figures.text().contains("warning: interrupted after 1.2 s: "), "{figures:?}");
         let json = serde_json::to_value(&figures).unwrap();
+        assert_eq!(json["is_partial"], true);
         assert_eq!(json["measures"], serde_json::json!({"honest_share": 0.9, "rss_of_cap": null}));
         assert!(figures.text().contains("honest_share") && figures.text().contains("not known"));
     }

@@ -4,14 +4,15 @@
 //! On loopback any address can be a source, so the forger uses the victims' addresses with a port
 //! of its own. Responses of the tracker therefore arrive at the forger and are counted.
 
+use crate::interrupt;
 use crate::numbers::{per, real};
 use crate::slots::{Kind, SlotTable};
 use crate::sources::peer_port;
 
-use super::Arena;
 use super::crowd::{Ask, Crowd, Pacing, Work};
 use super::figures::{Figures, Measure, too_slow};
 use super::works::Honest;
+use super::{Arena, AttackError};
 
 /// Connect requests in a row before a victim stops: BEP 15 clients try at least as often.
 const TRIES_MAX: u8 = 4;
@@ -20,7 +21,7 @@ const TRIES_MAX: u8 = 4;
 ///
 /// # Errors
 /// One sentence with the cause.
-pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
+pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, AttackError> {
     let (plan, attack) = (arena.plan, arena.attack);
     let timeout_s = f64::from(plan.timeout_ms) / 1000.0;
     let victims = arena.addresses(0..attack.honest.into())?;
@@ -28,6 +29,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     let mut honest = Crowd::open(arena, &victims, SlotTable::capacity_for(visits, timeout_s))?;
     // There is no attack yet: this only shows that the tracker responds.
     honest.connect()?;
+    interrupt::check("connecting")?;
     honest.tries_max = TRIES_MAX;
     honest.forgetful = true;
     let rate = f64::from(attack.attack_rate);
@@ -41,7 +43,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
         let pacing = Pacing::Open { rate: visits, duration_s: plan.duration_s };
         (honest.run(&mut work, pacing), forging.join())
     });
-    let forged = forged.map_err(|_| "the forging thread ended")?;
+    let forged = forged.map_err(|_| AttackError::ThreadEnded("forging"))?;
     let announces = served.sent.of(Kind::Announce);
     let verified_share = per(served.answered.of(Kind::Announce), announces);
     Ok(Figures {

@@ -16,6 +16,7 @@ mod sybil;
 mod traffic;
 mod works;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
@@ -24,16 +25,71 @@ use skep::sys::clock::Clock;
 
 use crate::cli::RunArguments;
 use crate::endpoint::Aim;
-use crate::error::LoadtestError;
+use crate::error::{LoadtestError, UsageError};
+use crate::interrupt::{self, TooEarlyError};
 use crate::machine::Machine;
 use crate::numbers::grouped;
 use crate::plan::{Plan, Profile, Protocol};
 use crate::process::{Usage, listening_on, usage};
+use crate::run::RunError;
 use crate::sources::{Targets, address_of};
 
 pub(crate) use figures::{Figures, Measure};
 use options::Attack;
 pub(crate) use options::{AttackArguments, Bound};
+
+/// Why an attack cannot be run or measured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttackError {
+    /// A part that is a load like any other.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A signal came before anything was measured.
+    #[error(transparent)]
+    TooEarly(#[from] TooEarlyError),
+    /// This host has one address toward the tracker.
+    #[error(
+        "an attack needs many IPv4 addresses: use a tracker in 127.0.0.0/8, or set --source to a \
+         network of this host"
+    )]
+    OneAddress,
+    /// Two sources would have one address.
+    #[error("the networks given as --source have fewer addresses than needed")]
+    FewAddresses,
+    /// There is no socket for the sources.
+    #[error("no socket: {0}")]
+    Socket(io::Error),
+    /// No source has a connection id.
+    #[error(
+        "{tracker}: none of {sources} sources got a connection id, {unanswered} requests had no \
+         response: is it a UDP tracker, and does it accept these sources?"
+    )]
+    NoConnectionIds {
+        /// The tracker.
+        tracker: SocketAddr,
+        /// All sources.
+        sources: usize,
+        /// Requests without a response.
+        unanswered: u64,
+    },
+    /// The tracker counts nothing.
+    #[error(
+        "{tracker}: {answered} announces were answered, but scrapes count no peers: no loss can be \
+         measured"
+    )]
+    NothingCounted {
+        /// The tracker.
+        tracker: SocketAddr,
+        /// Announces that were answered.
+        answered: u64,
+    },
+    /// The honest peers of the swarm got no response.
+    #[error("{0}: no honest peer of the swarm was answered")]
+    NoneAnswered(SocketAddr),
+    /// A thread of this program has panicked.
+    #[error("the {0} thread ended")]
+    ThreadEnded(&'static str),
+}
 
 /// The setting of an attack.
 pub(crate) struct Arena<'a> {
@@ -54,25 +110,22 @@ struct Printed<'a> {
     figures: &'a Figures,
 }
 
-/// Runs the attack of a plan's profile and prints the results.
+/// Runs the attack of a plan's profile and prints the results; after a signal those of the part
+/// that was run, which no expectation is compared with.
 ///
 /// # Errors
 /// One sentence with the cause, or with the expectations that were missed.
 pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), LoadtestError> {
-    let usage = |text: &str| LoadtestError::Usage(text.to_owned());
-    let attack = arguments.attack.attack(plan.profile).map_err(LoadtestError::Usage)?;
+    let attack = arguments.attack.attack(plan.profile).map_err(UsageError::Plan)?;
     let [tracker] = &arguments.target[..] else {
-        return Err(usage(
-            "an attack profile needs the tracker to attack as its one --target; a skep limits \
-             sources on loopback only with an empty exempt list in [limits]",
-        ));
+        return Err(UsageError::AttackTarget.into());
     };
     let aim = Aim::of(&arguments.target, &arguments.tls, &plan.transport)?;
     let target = [aim.targets.v4, aim.targets.v6].into_iter().flatten().next();
     let target = target.filter(|_| aim.protocol == Protocol::Udp);
-    let udp_only = || usage("attack profiles use UDP: set --target HOST:PORT");
-    let target = target.ok_or_else(udp_only)?;
+    let target = target.ok_or(UsageError::AttackProtocol)?;
     let pid = arguments.pid.or_else(|| listening_on(target, Protocol::Udp));
+    interrupt::watch()?;
     let arena = Arena { plan, attack, target, pid, clock: Clock::start() };
     let (before, start_ns) = (arena.usage(), arena.now_ns());
     let mut figures = match plan.profile {
@@ -83,7 +136,12 @@ pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), Loadte
         _ => overload::run(&arena),
     }?;
     figures.used(before, arena.usage(), arena.now_ns() - start_ns);
-    figures.judge(&arguments.attack.expected());
+    let is_partial = interrupt::is_requested();
+    if is_partial {
+        figures.interrupted();
+    } else {
+        figures.judge(&arguments.attack.expected());
+    }
     if cfg!(debug_assertions) {
         figures.warnings.push("debug build: attackers are slow; use cargo run --release".into());
     }
@@ -102,7 +160,10 @@ pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), Loadte
         );
         print!("{}", figures.text());
     }
-    if figures.missed.is_empty() { Ok(()) } else { Err(figures.missed.join("; ").into()) }
+    if is_partial {
+        return Err(LoadtestError::Interrupted);
+    }
+    LoadtestError::of_missed(figures.missed)
 }
 
 impl Arena<'_> {
@@ -111,13 +172,11 @@ impl Arena<'_> {
     ///
     /// # Errors
     /// If the tracker is not on loopback and no sources were given.
-    fn addresses(&self, places: Range<u32>) -> Result<Vec<IpAddr>, String> {
+    fn addresses(&self, places: Range<u32>) -> Result<Vec<IpAddr>, AttackError> {
         let address = |it| address_of(self.plan, self.target, it);
         let all: Vec<IpAddr> = (places.start as usize..places.end as usize).map(address).collect();
         if all.iter().any(IpAddr::is_unspecified) || self.target.is_ipv6() {
-            return Err("an attack needs many IPv4 addresses: use a tracker in 127.0.0.0/8, or \
-                        set --source to a network of this host"
-                .to_owned());
+            return Err(AttackError::OneAddress);
         }
         Ok(all)
     }

@@ -1,8 +1,10 @@
 //! What `--help` lists under "Attack profiles", with the defaults of each profile.
 
+use std::num::ParseIntError;
+
 use serde::Serialize;
 
-use crate::plan::Profile;
+use crate::plan::{PlanError, Profile};
 
 /// Options of the attack profiles. One that has no effect on the profile is refused.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -89,10 +91,10 @@ impl AttackArguments {
     ///
     /// # Errors
     /// One sentence that names the option to change.
-    pub(crate) fn attack(&self, profile: Profile) -> Result<Attack, String> {
+    pub(crate) fn attack(&self, profile: Profile) -> Result<Attack, PlanError> {
         for (option, given, profiles) in self.given() {
             if given && !profiles.contains(&profile) {
-                return Err(format!("{option} has no effect on this --profile"));
+                return Err(PlanError::WithoutEffect(option));
             }
         }
         let (attackers, attack_rate, honest, honest_interval_s) = match profile {
@@ -126,7 +128,7 @@ impl AttackArguments {
             ),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
-            Some((_, remedy)) => Err((*remedy).to_owned()),
+            Some((_, remedy)) => Err(PlanError::OutOfBounds(remedy)),
             None => Ok(attack),
         }
     }
@@ -172,19 +174,39 @@ impl AttackArguments {
     }
 }
 
+/// A text that is not a size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum SizeError {
+    /// Another unit.
+    #[error("expected: a number of bytes, or one of KiB, MiB or GiB, e.g. 1GiB")]
+    Unit,
+    /// What precedes the unit is not a number.
+    #[error("{digits:?}: {error}")]
+    Number {
+        /// The text before the unit.
+        digits: String,
+        /// What is wrong with it.
+        error: ParseIntError,
+    },
+    /// 0, or more than can be counted.
+    #[error("must be above 0")]
+    OutOfBounds,
+}
+
 /// Parses a size: bytes, or a number with one of the units KiB, MiB and GiB.
-fn bytes(text: &str) -> Result<u64, String> {
+fn bytes(text: &str) -> Result<u64, SizeError> {
     let digits = text.trim_end_matches(|it: char| !it.is_ascii_digit());
     let shift = match text[digits.len()..].trim() {
         "" => 0,
         "KiB" => 10,
         "MiB" => 20,
         "GiB" => 30,
-        _ => return Err("expected: a number of bytes, or one of KiB, MiB or GiB, e.g. 1GiB".into()),
+        _ => return Err(SizeError::Unit),
     };
-    let count: u64 = digits.parse().map_err(|error| format!("{digits:?}: {error}"))?;
+    let count: u64 =
+        digits.parse().map_err(|error| SizeError::Number { digits: digits.to_owned(), error })?;
     let most = u64::MAX >> shift;
-    if count == 0 || count > most { Err("must be above 0".into()) } else { Ok(count << shift) }
+    if count == 0 || count > most { Err(SizeError::OutOfBounds) } else { Ok(count << shift) }
 }
 
 #[cfg(test)]
@@ -205,10 +227,12 @@ mod tests {
         let arguments = AttackArguments { ports: Some(7), ..AttackArguments::default() };
         assert!(arguments.are_given());
         assert_eq!(arguments.attack(Profile::Sybil).unwrap().ports, 7);
-        assert!(arguments.attack(Profile::Flood).unwrap_err().contains("--ports"));
+        let refused = arguments.attack(Profile::Flood).unwrap_err();
+        assert_eq!(refused, PlanError::WithoutEffect("--ports"));
         let attack_arguments =
             AttackArguments { expect_honest: Some(1.5), ..AttackArguments::default() };
-        assert!(attack_arguments.attack(Profile::Flood).unwrap_err().contains("--expect"));
+        let refused = attack_arguments.attack(Profile::Flood).unwrap_err();
+        assert!(refused.to_string().contains("--expect"), "{refused}");
     }
 
     #[test]

@@ -7,13 +7,14 @@
 
 use std::time::Duration;
 
-use crate::numbers::{per, real, seconds, whole};
+use crate::interrupt;
+use crate::numbers::{ns, per, real, seconds, whole};
 use crate::plan::Plan;
 use crate::run::{Session, Site};
 use crate::tally::Tally;
 
-use super::Arena;
 use super::figures::{Figures, Measure};
+use super::{Arena, AttackError};
 
 /// Overload, as a multiple of the peak.
 const TIMES: f64 = 3.0;
@@ -28,62 +29,88 @@ const AFTER_S: f64 = 1.0;
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that stops responding.
-pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
+pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, AttackError> {
     let plan = arena.plan;
     let (targets, pid, clock) = (arena.targets(), arena.pid, arena.clock);
     let site = Site { targets, endpoint: None, pid, cpus: Vec::new(), clock };
     let mut calm = Session::open(plan, &site)?;
     calm.fill()?;
+    interrupt::check("filling")?;
     calm.load("warming up", plan.warmup_s)?;
+    interrupt::check("warming up")?;
     let peak = goodput(&calm.load("measuring the peak", plan.duration_s)?);
     let at = |times: f64| {
         let rate = Some(whole(peak * times).max(1));
         Session::open(&Plan { rate, ..plan.clone() }, &site)
     };
-    let (mut storm, mut lull) = (at(TIMES)?, at(TIMES_AFTER)?);
+    let opened = at(TIMES).and_then(|storm| Ok((storm, at(TIMES_AFTER)?)));
+    if interrupt::is_requested() {
+        // Whatever could not be opened: the peak was measured.
+        return Ok(figures(peak, None, None));
+    }
+    let (mut storm, mut lull) = opened?;
     let (during, after) = std::thread::scope(|scope| {
         let overloading = scope.spawn(|| storm.load("overloading", plan.duration_s));
-        std::thread::sleep(Duration::from_secs_f64(plan.duration_s));
-        let after = lull.load("recovering", AFTER_S);
+        wait(arena, plan.duration_s);
+        let after = (!interrupt::is_requested()).then(|| lull.load("recovering", AFTER_S));
         let during = overloading.join();
-        (during.unwrap_or_else(|_| Err("the overloading thread ended".to_owned())), after)
+        (during.map_err(|_| AttackError::ThreadEnded("overloading")), after)
     });
-    let (during, after) = (during?, after?);
-    let [sent, sent_after] = [&during, &after].map(|it| it.sent.iter().sum::<u64>());
-    let offered = real(sent.saturating_sub(during.unsent)) / seconds(during.elapsed_ns).max(1e-9);
-    let times = offered / peak.max(1e-9);
-    let warnings = (times < 0.9 * TIMES).then(|| {
+    let (during, after) = (during??, after.transpose()?);
+    // The time after a part of the overload is not the time after all of it.
+    let after = after.filter(|_| !interrupt::is_requested());
+    Ok(figures(peak, Some(&during), after.as_ref()))
+}
+
+/// Waits for some seconds, or until a signal.
+fn wait(arena: &Arena<'_>, duration_s: f64) {
+    const LOOK: Duration = Duration::from_millis(10);
+    let until_ns = arena.now_ns() + ns(duration_s);
+    while !interrupt::is_requested() {
+        let left = Duration::from_nanos(until_ns.saturating_sub(arena.now_ns()));
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(left.min(LOOK));
+    }
+}
+
+/// The figures of the phases that were run.
+fn figures(peak: f64, during: Option<&Tally>, after: Option<&Tally>) -> Figures {
+    let sent = |it: &Tally| it.sent.iter().sum::<u64>();
+    let offered = during
+        .map(|it| real(sent(it).saturating_sub(it.unsent)) / seconds(it.elapsed_ns).max(1e-9));
+    let times = offered.map(|offered| offered / peak.max(1e-9));
+    let slow = times.filter(|times| *times < 0.9 * TIMES);
+    let warning = slow.map(|times| {
         format!("this host offered only {times:.2} times the peak: raise --threads or --in-flight")
     });
-    Ok(Figures {
-        measures: vec![
-            Measure::new(
-                "goodput_share",
-                goodput(&during) / peak.max(1e-9),
-                "responses a second during the overload, as a share of the peak",
-            ),
-            Measure::new(
-                "recovery_share",
-                per(after.answered_all(), sent_after),
-                "share of requests answered in the second after it, at half the peak",
-            ),
-            Measure::new("peak_per_s", peak, "responses a second in a closed loop before"),
-            Measure::new("offered_per_s", offered, "requests a second that left during it"),
-            Measure::new("offered_times", times, "the same as a multiple of the peak"),
-            Measure::new("goodput_per_s", goodput(&during), "responses a second during it"),
-            Measure::new("recovery_per_s", goodput(&after), "responses a second after it"),
-            Measure::new("sent", real(sent), "requests during it"),
-            Measure::new("answered", real(during.answered_all()), "answered in the end"),
-            Measure::new(
-                "unanswered",
-                real(during.lost.iter().sum()),
-                "without a response, those that this host could not send included",
-            ),
-            Measure::new("refused", real(during.errors), "answered with an error"),
-        ],
-        warnings: warnings.into_iter().collect(),
-        ..Figures::default()
-    })
+    let measures = vec![
+        Measure::new(
+            "goodput_share",
+            during.map(|it| goodput(it) / peak.max(1e-9)),
+            "responses a second during the overload, as a share of the peak",
+        ),
+        Measure::new(
+            "recovery_share",
+            after.map(|it| per(it.answered_all(), sent(it))),
+            "share of requests answered in the second after it, at half the peak",
+        ),
+        Measure::new("peak_per_s", peak, "responses a second in a closed loop before"),
+        Measure::new("offered_per_s", offered, "requests a second that left during it"),
+        Measure::new("offered_times", times, "the same as a multiple of the peak"),
+        Measure::new("goodput_per_s", during.map(goodput), "responses a second during it"),
+        Measure::new("recovery_per_s", after.map(goodput), "responses a second after it"),
+        Measure::new("sent", during.map(|it| real(sent(it))), "requests during it"),
+        Measure::new("answered", during.map(|it| real(it.answered_all())), "answered in the end"),
+        Measure::new(
+            "unanswered",
+            during.map(|it| real(it.lost.iter().sum())),
+            "without a response, those that this host could not send included",
+        ),
+        Measure::new("refused", during.map(|it| real(it.errors)), "answered with an error"),
+    ];
+    Figures { measures, warnings: warning.into_iter().collect(), ..Figures::default() }
 }
 
 /// Good responses per second, of those that arrived while requests were being sent.

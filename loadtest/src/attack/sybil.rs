@@ -6,21 +6,22 @@ use std::net::IpAddr;
 
 use skep::protocol::udp::client::Response;
 
+use crate::interrupt;
 use crate::numbers::{per, real};
 use crate::plan::Plan;
 use crate::slots::{Kind, Pending};
 use crate::sources::peer_port;
 
-use super::Arena;
 use super::crowd::{Ask, Crowd, Pacing, Work};
 use super::figures::{Figures, Measure};
 use super::works::Filling;
+use super::{Arena, AttackError};
 
 /// Runs the attack.
 ///
 /// # Errors
 /// One sentence with the cause.
-pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
+pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, AttackError> {
     let attack = arena.attack;
     let honest_count = u32::from(attack.honest);
     let plan = Plan { torrents: 1, peers: honest_count, ..arena.plan.clone() };
@@ -28,6 +29,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     let (honest_addresses, sybil_address) = addresses.split_at(honest_count as usize);
     let mut honest = Crowd::open(arena, honest_addresses, 4096)?;
     honest.connect()?;
+    interrupt::check("connecting")?;
     let closed = |window| Pacing::Closed { window, most_s: 3600.0 };
     let mut filling = Filling::new(&plan, attack.honest);
     honest.run(&mut filling, closed(512));
@@ -39,20 +41,25 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
 
     let mut asking = Asking::new(&plan, sybil_address[0], attack.honest);
     let served = honest.run(&mut asking, closed(64));
-    if asking.responses == 0 {
-        return Err(format!("{}: no honest peer of the swarm was answered", arena.target));
+    if asking.responses == 0 && !interrupt::is_requested() {
+        return Err(AttackError::NoneAnswered(arena.target));
     }
+    let asked = (asking.responses > 0).then_some(&asking);
     Ok(Figures {
         measures: vec![
             Measure::new(
                 "per_response_max",
-                real(asking.most),
+                asked.map(|it| real(it.most)),
                 "the most peers of the one address in any response",
             ),
-            Measure::new("per_response_mean", per(asking.found, asking.responses), "their mean"),
+            Measure::new(
+                "per_response_mean",
+                asked.map(|it| per(it.found, it.responses)),
+                "their mean",
+            ),
             Measure::new(
                 "peers_per_response",
-                per(asking.peers, asking.responses),
+                asked.map(|it| per(it.peers, it.responses)),
                 "of all addresses",
             ),
             Measure::new("swarm_honest", real(filling.answered), "honest peers announced"),

@@ -54,6 +54,8 @@ pub struct Options {
     pub full_scrape_interval_s: u32,
     /// Whether the statistics pages are public.
     pub public_stats: bool,
+    /// The name of the tracker on the public page; empty: none.
+    pub public_name: String,
     /// Whether announces and scrapes are refused: only WebSockets are served.
     pub without_announces: bool,
     /// Whether WebSockets are refused.
@@ -348,7 +350,9 @@ impl RequestHandler<'_> {
         match peers.announce(self.tracker, self.now, announce, &mut details) {
             Ok(response) => {
                 announce::write(&announce, &response, query.compact, self.options, body);
-                request.bencoded(Action::Announce, body, out)
+                let answered = Outcome::Answered(Action::Announce);
+                let outcome = response.not_listed.map_or(answered, Outcome::NotListed);
+                request.bencoded(outcome, body, out)
             }
             Err(error) => {
                 let refusal = error.refusal();
@@ -374,7 +378,7 @@ impl RequestHandler<'_> {
                 };
                 let passkey = passkey::of_path(request.head.path);
                 match scrape::write(self.tracker, self.now, source, info_hashes, passkey, body) {
-                    Ok(()) => request.bencoded(Action::Scrape, body, out),
+                    Ok(()) => request.bencoded(Outcome::Answered(Action::Scrape), body, out),
                     Err(error) => self.fail(request, error.refusal().into(), out),
                 }
             }

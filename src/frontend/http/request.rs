@@ -64,11 +64,11 @@ impl<'a> HttpRequest<'a> {
     /// Responds with the bencoded result of an announce or scrape.
     pub(super) fn bencoded(
         &self,
-        action: Action,
+        outcome: Outcome,
         body: &[u8],
         out: &mut Vec<u8>,
     ) -> ReceiveOutcome {
-        self.write_response(&ok(body, Outcome::Answered(action)), self.keep_alive, out)
+        self.write_response(&ok(body, outcome), self.keep_alive, out)
     }
 
     /// Responds with a `failure reason` and the time of a useful retry. `body` is a buffer for the

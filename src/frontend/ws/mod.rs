@@ -261,15 +261,15 @@ impl MessageHandler<'_> {
             };
         let Announce { info_hash, peer_id, .. } = announce;
         self.announced(&info_hash, &announced, request.unusable);
-        if announced.is_stored {
-            self.session.join(SocketPeer { name, info_hash, peer_id, latest: self.now });
-            let chosen = &room[..announced.bytes.iter().sum()];
-            self.hand_offers(request, name, chosen);
-        } else {
+        if let Some(reason) = announced.not_listed {
             // The session drops it, too, because memory is short.
             self.session.leave(&name);
             self.directory.leave(&name, self.session.route, || {});
+            return Outcome::NotListed(reason);
         }
+        self.session.join(SocketPeer { name, info_hash, peer_id, latest: self.now });
+        let chosen = &room[..announced.bytes.iter().sum()];
+        self.hand_offers(request, name, chosen);
         Outcome::Answered(Action::Announce)
     }
 

@@ -48,6 +48,9 @@ pub(crate) struct Timeouts {
 pub(crate) const TIMEOUTS: Timeouts =
     Timeouts { body: Duration::from_secs(20), write: Duration::from_secs(30) };
 
+// The end of the process does not wait for a client that receives nothing.
+const _: () = assert!(super::LAST_PAGES_MAX.as_secs() < TIMEOUTS.write.as_secs());
+
 /// Most bytes of requests, or of a body, that are read before the first is answered. The longest
 /// head is far shorter.
 const READ_BYTES_MAX: usize = 16 << 10;

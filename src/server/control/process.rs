@@ -12,7 +12,7 @@ use crate::access_store::{AccessError, AccessManager};
 use crate::admin::live::StatsHub;
 use crate::admin::{Process, Token};
 use crate::counters::{StreamCounters, WorkerCounters};
-use crate::frontend::stats::{Pages, Stats};
+use crate::frontend::stats::{Pages, PublicHead, Stats};
 use crate::server::context::AppContext;
 use crate::server::control::admin_connections::AdminConnections;
 use crate::server::control::kernel_filter::KernelFilter;
@@ -81,7 +81,11 @@ impl ProcessState {
     }
 
     fn store_pages(&self, stats: &Stats) {
-        self.context.pages.store(Arc::new(Pages::of(stats, self.board.day_line())));
+        let head = PublicHead {
+            name: self.context.options.load().http.public_name.clone(),
+            uptime_s: self.context.clock.elapsed_ns_at(self.now()) / 1_000_000_000,
+        };
+        self.context.pages.store(Arc::new(Pages::of(&head, stats, self.board.day_line())));
     }
 
     fn has_public_stats(&self) -> bool {
@@ -124,11 +128,13 @@ impl ProcessState {
         let is_public = self.has_public_stats();
         let is_shown = is_public || self.board.viewers() > 0;
         let clients = if is_shown { self.clients() } else { Vec::new() };
-        if is_public {
-            self.store_pages(&statistics::stats_of(&reading, clients.clone()));
-        }
+        let stats = is_public.then(|| statistics::stats_of(&reading, clients.clone()));
         let state = self.ready().err().unwrap_or_else(|| "serving".into());
         metrics.show(reading, state, clients);
+        // After the sample was published, so that the line of the day ends in the same figures.
+        if let Some(stats) = stats {
+            self.store_pages(&stats);
+        }
     }
 
     /// Ends the open statistics pages, as no more samples follow.

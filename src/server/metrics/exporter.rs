@@ -120,8 +120,7 @@ mod tests {
         let mut sources = MetricInputs::of_a_test(3, 0, Vec::new());
         for (n, worker) in (1..).zip(&sources.workers) {
             for _ in 0..n {
-                let answered =
-                    DatagramResponse { action: Action::Announce, bytes: 20, refusal: None };
+                let answered = DatagramResponse::served(Action::Announce, 20);
                 worker.count(Family::V6, 98, Ok(answered));
                 worker.count(Family::V6, 3, Err(Dropped::TooShort));
             }

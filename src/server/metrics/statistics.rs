@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn counts_of_all_workers_and_families_are_summed_and_become_rates() {
         let mut sources = MetricInputs::of_a_test(2, 2, vec![0]);
-        let answered = DatagramResponse { action: Action::Announce, bytes: 20, refusal: None };
+        let answered = DatagramResponse::served(Action::Announce, 20);
         sources.sockets[0].drops = 5;
         sources.workers[0].count(Family::V4, 98, Ok(answered));
         let before = Reading::of(SERIES, &sources);

@@ -22,7 +22,7 @@ use crate::frontend::http::Outcome;
 use crate::frontend::origin::{Origin, proxy};
 use crate::frontend::request_summary::RequestSummary;
 use crate::sys::stream::{Network, Socket, Stream as _};
-use crate::types::{Family, Rejected};
+use crate::types::{Action, Family, Rejected};
 use crate::worker::request_log::Unserved;
 
 /// Size of the first input buffer, which an idle connection keeps, in bytes.
@@ -255,6 +255,7 @@ impl<N: Network> Connection<N> {
         counters.received.add(1);
         match outcome {
             Outcome::Answered(action) => counters.answered[action as usize].add(1),
+            Outcome::NotListed(_) => counters.answered[Action::Announce as usize].add(1),
             Outcome::Refused(refusal) => counters.refused[refusal as usize].add(1),
             Outcome::Rejected(rejected) => counters.rejected[rejected as usize].add(1),
         }

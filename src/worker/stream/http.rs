@@ -130,6 +130,10 @@ impl<N: Network> Connection<N> {
                 ReceiveOutcome::Upgraded { consumed, source, passkey } => {
                     if charges::charge(tracker, now, Some(source), ConnectionWork::Request).is_err()
                     {
+                        let limited = Outcome::Refused(Refusal::Limited);
+                        self.count(Transport::Http, Some(source), limited, || {
+                            RequestSummary::of_http(&input[done..done + consumed])
+                        });
                         out.truncate(start);
                         self.decide_ending(CloseReason::Limited);
                         return (done + consumed, NextStep::Close { linger: true });

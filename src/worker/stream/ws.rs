@@ -251,13 +251,14 @@ impl<N: Network> Connection<N> {
                 // Charged already, unless it was refused for the limit.
                 Outcome::Refused(Refusal::Limited) => FRAME_EIGHTHS,
                 _ if tracker.take_was_charged() => 0,
-                Outcome::Answered(_) => 0, // an answer, of which there are not more than offers
+                // An answer, of which there are not more than offers.
+                Outcome::Answered(_) | Outcome::NotListed(_) => 0,
                 // An answer that came too late. That is normal: clients race with each other.
                 Outcome::Rejected(_) if outbox.responses.is_empty() => FRAME_EIGHTHS,
                 Outcome::Rejected(_) | Outcome::Refused(_) => MESSAGE_EIGHTHS,
             };
             *error_bytes = (*error_bytes + message.len()).min(MESSAGE_BYTES_MAX);
-            if !matches!(outcome, Outcome::Answered(_)) {
+            if outcome.answered().is_none() {
                 keep_to(error_bytes, &mut outbox.responses);
             }
             eighths

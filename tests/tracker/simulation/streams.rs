@@ -56,7 +56,7 @@ impl World {
         assert!(flow == ReceiveOutcome::More && out.is_empty(), "half a request is none: {flow:?}");
         let flow = http.handle(tracker, now, origin, request.as_bytes(), &mut out);
         let ReceiveOutcome::Responded { consumed, outcome, .. } = flow else { panic!("{flow:?}") };
-        assert!(consumed == request.len() && matches!(outcome, Outcome::Answered(_)), "{flow:?}");
+        assert!(consumed == request.len() && outcome.answered().is_some(), "{flow:?}");
         let end = out.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
         bt_bencode::from_slice(&out[end..]).unwrap()
     }

@@ -118,7 +118,7 @@ impl World {
         }
         let mut verdict = self.site.udp[worker].handle(now, source, &heard, &mut out);
         if self.sabotage == Some(Sabotage::NoiseAnswered) && verdict == Err(Dropped::BadMagic) {
-            verdict = Ok(DatagramResponse { action: Action::Connect, bytes: 16, refusal: None });
+            verdict = Ok(DatagramResponse::served(Action::Connect, 16));
         }
         let family = Family::of(source.ip());
         if self.sabotage != Some(Sabotage::DropsUncounted) || verdict.is_ok() {
