@@ -82,12 +82,14 @@ fn typed(page: &str, heading: &str) -> Vec<Typed> {
 /// Where the page is typed.
 enum Host {
     Booted(Booted),
-    Substitute(Substitute),
+    Substitute(Box<Substitute>),
 }
 
 impl Host {
     fn new() -> Self {
-        let Some(booted) = Booted::boot() else { return Self::Substitute(Substitute::new()) };
+        let Some(booted) = Booted::boot() else {
+            return Self::Substitute(Box::new(Substitute::new()));
+        };
         booted.succeed(&format!("mkdir {PAGE_FOLDER}a {PAGE_FOLDER}b"));
         Self::Booted(booted)
     }

@@ -78,7 +78,7 @@ impl Booted {
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        let code = status.code().or(status.signal().map(|signal| 128 + signal));
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
         (code.unwrap(), String::from_utf8_lossy(&stdout).into_owned())
     }
 
