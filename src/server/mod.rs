@@ -40,11 +40,12 @@ mod workers;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use crate::config::{Config, ConfigReport, SettingsSource};
+use crate::config::{Config, SettingsSource};
 use crate::sys::stream::uring;
 
 pub use certificate::Validity;
 pub(crate) use certificate::day;
+pub use check::CheckReport;
 pub use error::StartError;
 pub(crate) use error::in_use;
 pub use metrics::metrics_page;
@@ -67,21 +68,9 @@ pub fn run(source: SettingsSource, take_over: bool) -> Result<(), StartError> {
 
 /// Makes the checks of a start without binding or creating anything: settings, the key of the
 /// environment or of the settings, lists, certificate, user, Unix sockets and state directory.
-/// Returns all faults and warnings, and the settings.
-pub fn check(source: &SettingsSource) -> ConfigReport {
+/// Returns all faults and warnings, the settings, and the dates of the certificate.
+pub fn check(source: &SettingsSource) -> CheckReport {
     check::check(source)
-}
-
-/// The certificate that a start with these settings would serve, if any: when it is valid or why it
-/// cannot be used, and the files that the user to change to may not read.
-pub(crate) fn certificate_state(
-    config: &Config,
-) -> Option<(Result<Validity, String>, Vec<String>)> {
-    let files = options::tls(config)?;
-    let validity = files.read().map(|it| it.validity).map_err(|error| error.to_string());
-    let user = confine::user_of(config).ok().flatten();
-    let unreadable = files.unreadable_as(user.as_ref()).into_iter().map(|it| it.1).collect();
-    Some((validity, unreadable))
 }
 
 /// The API tokens that a tracker with these settings may have created, each with the user that its
