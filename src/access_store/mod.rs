@@ -88,14 +88,14 @@ pub enum AccessError {
     Snapshot(String),
     /// The tracker is open: it has neither registrations nor passkeys.
     #[error(
-        "access.mode is open: torrents are not registered; remedy: set access.mode to \
+        "access.mode is open, so torrents cannot be registered; remedy: set access.mode to \
          \"registered\" or \"private\" and restart skep"
     )]
     Open,
     /// The tracker has no passkeys.
     #[error(
-        "access.mode is not private: there are no passkeys; remedy: set access.mode to \
-         \"private\" and restart skep"
+        "only a private tracker has passkeys; remedy: set access.mode to \"private\" and restart \
+         skep"
     )]
     NotPrivate,
     /// The torrent or the passkey does not exist.

@@ -116,11 +116,27 @@ async fn reload<P: Process>(
 struct ListEntry {
     value: String,
     reason: Option<String>,
+    /// That of the registered torrent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
 }
 
 impl ListEntry {
-    fn new((value, reason): (ListValue, Option<&str>)) -> Self {
-        Self { value: value.to_string(), reason: reason.map(str::to_owned) }
+    fn all(access_manager: &AccessManager, found: &[(ListValue, Option<&str>)]) -> Vec<Self> {
+        let hash = |(value, _): &(ListValue, Option<&str>)| match value {
+            ListValue::Torrent(info_hash) => Some(*info_hash),
+            _ => None,
+        };
+        // A list has values of one kind: all of them are torrents, or none is.
+        let hashes: Option<Vec<_>> = found.iter().map(hash).collect();
+        let records = hashes.map_or_else(Vec::new, |hashes| access_manager.records(&hashes));
+        let names = records.into_iter().map(|record| record?.name).chain(std::iter::repeat(None));
+        let entry = |((value, reason), name): (&(ListValue, Option<&str>), Option<String>)| Self {
+            value: value.to_string(),
+            reason: reason.map(str::to_owned),
+            name,
+        };
+        found.iter().zip(names).map(entry).collect()
     }
 }
 
@@ -147,9 +163,10 @@ async fn page<P: Process>(
     let look = move |access_manager: &AccessManager| {
         let lists = access_manager.access().lists();
         // One entry more shows whether there is another page.
-        let found = lists.get(name).page(after.as_ref(), limit + 1);
+        let mut found = lists.get(name).page(after.as_ref(), limit + 1);
         let is_last = found.len() <= limit;
-        let entries: Vec<_> = found.into_iter().take(limit).map(ListEntry::new).collect();
+        found.truncate(limit);
+        let entries = ListEntry::all(access_manager, &found);
         let next = entries.last().filter(|_| !is_last).map(|it| it.value.clone());
         Ok(ListPage { entries, next })
     };
@@ -185,13 +202,15 @@ async fn edit<P: Process>(
     Ok(([NOT_KEPT], Json(Changed::from(change))))
 }
 
-/// Adds an item of `add` to an edit: a value, or an object with a value and an optional reason.
+/// Adds an item of `add` to an edit: a value, or an object as in a page of a list.
 fn push_added(edit: &mut Edit, name: ListName, value: Field) -> Result<(), ApiError> {
     let (text, reason) = match value {
         Field::String(text) => (Some(text), None),
         Field::Object(fields) => {
             let mut fields = BodyFields::from(fields);
             let taken = (fields.text("value")?, fields.text("reason")?);
+            // An entry of a response can be sent as it is; the name is that of a registration.
+            fields.text("name")?;
             fields.end()?;
             taken
         }
@@ -211,7 +230,8 @@ async fn read_entry<P: Process>(
     let ListPath { name, first, .. } = place;
     let look = move |access_manager: &AccessManager| {
         let lists = access_manager.access().lists();
-        Ok(lists.get(name).get(&first).map(|reason| ListEntry::new((first, reason))))
+        let found = lists.get(name).get(&first).map(|reason| (first, reason));
+        Ok(ListEntry::all(access_manager, found.as_slice()).pop())
     };
     let found = work(&admin, move |access_manager, _| look(access_manager)).await?;
     Ok(([NOT_KEPT], Json(found.ok_or_else(ApiError::not_listed)?)))

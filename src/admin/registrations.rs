@@ -1,5 +1,7 @@
 //! Registered torrents, and unknown hashes that resemble them.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
@@ -111,6 +113,8 @@ struct SimilarResponse {
     resembles: Vec<String>,
     /// Unknown hashes that were refused because they resemble this one.
     refused: Vec<Refused>,
+    /// Names of the torrents that are registered, this one included, by their hash here.
+    names: BTreeMap<String, String>,
 }
 
 /// Serves the hashes that a hash resembles, and those that resemble it.
@@ -131,12 +135,18 @@ async fn similar<P: Process>(
             age_s: now.ns_since(similar.last) / 1_000_000_000,
         };
         let seen = registry.similar_to(&info_hash);
-        let resembled = registry.resembled(&info_hash);
+        let mut hashes = vec![info_hash];
+        hashes.extend(registry.resembled(&info_hash).into_iter().take(SIMILAR_MAX));
+        let records = access_manager.records(&hashes);
+        let named = |(hash, record): (&InfoHash, Option<RegisteredTorrent>)| {
+            Some((hash.to_string(), record?.name?))
+        };
         Ok(SimilarResponse {
             info_hash: info_hash.to_string(),
             registered: registry.canonical(&info_hash).is_some(),
-            resembles: resembled.iter().take(SIMILAR_MAX).map(ToString::to_string).collect(),
+            resembles: hashes[1..].iter().map(ToString::to_string).collect(),
             refused: seen.into_iter().take(SIMILAR_MAX).map(refused).collect(),
+            names: hashes.iter().zip(records).filter_map(named).collect(),
         })
     };
     Ok(([NOT_KEPT], Json(work(&admin, look).await?)))

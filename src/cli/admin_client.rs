@@ -135,20 +135,26 @@ async fn conversation(
     limits: RequestLimits,
     is_sent: &Cell<bool>,
 ) -> Result<Response<Bytes>, AdminRequestError> {
-    let late =
-        |_| io::Error::new(io::ErrorKind::TimedOut, format!("timed out after {:?}", limits.step));
+    let timed_out = |text| io::Error::new(io::ErrorKind::TimedOut, text);
+    let late = |_| timed_out(format!("timed out after {:?}", limits.step));
+    let silent = |_| {
+        let step = limits.step;
+        timed_out(format!(
+            "connected, but no response within {step:?}: it is stopped or overloaded"
+        ))
+    };
     let connecting = timeout(limits.step, TcpStream::connect(&server.authority));
     let stream = connecting.await.map_err(late)??;
     let Some((config, name)) = &server.tls else {
         is_sent.set(true);
         let responding = timeout(limits.step, converse(stream, request, limits.body_bytes));
-        return responding.await.map_err(late)?;
+        return responding.await.map_err(silent)?;
     };
     let connector = TlsConnector::from(config.clone());
     let shaking_hands = timeout(limits.step, connector.connect(name.clone(), stream));
     let stream = shaking_hands.await.map_err(late)?.map_err(|error| explained(error, name))?;
     is_sent.set(true);
-    timeout(limits.step, converse(stream, request, limits.body_bytes)).await.map_err(late)?
+    timeout(limits.step, converse(stream, request, limits.body_bytes)).await.map_err(silent)?
 }
 
 /// The error of a TLS handshake, with its remedy.
@@ -242,12 +248,18 @@ mod tests {
         let limits = RequestLimits { step: Duration::from_millis(50), body_bytes: 5 };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let authority = listener.local_addr().unwrap().to_string();
-        let kind = || match exchange(&authority, http::Request::get("/"), Vec::new(), limits) {
-            Err(AdminRequestError::Connection(error)) => error.kind(),
+        let error = || match exchange(&authority, http::Request::get("/"), Vec::new(), limits) {
+            Err(AdminRequestError::Connection(error)) => error,
             other => panic!("{other:?}"),
         };
-        assert_eq!(kind(), io::ErrorKind::TimedOut, "it accepts, by its queue, and is silent");
+        let silent = error();
+        assert_eq!(
+            silent.kind(),
+            io::ErrorKind::TimedOut,
+            "it accepts, by its queue, and is silent"
+        );
+        assert!(silent.to_string().starts_with("connected, but no response within 50ms"));
         drop(listener);
-        assert_eq!(kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(error().kind(), io::ErrorKind::ConnectionRefused);
     }
 }

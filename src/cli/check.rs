@@ -4,15 +4,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Settings, complain, print};
+use super::{FindingsArguments, complain, print};
 use crate::config::{ConfigFinding, ConfigSeverity};
 use crate::server::{self, StartError};
 
 const EXAMPLES: &str = "\
 Examples:
-  skep check                                 the environment alone
-  skep check --config /etc/skep/skep.toml    a file, and the environment
-  sudo -u skep skep check --config FILE      as the tracker's user: which files it may read
+  skep check                                   the environment alone
+  skep check --config /etc/skep/skep.toml      a file, and the environment
+  runuser -u skep -- skep check --config FILE  as the tracker's user: which files it may read
   skep check --json | jq '.[] | select(.severity == \"fault\")'
 
 Checked are the settings, and what they name: access lists, certificate and key, key file, user,
@@ -31,22 +31,19 @@ Exit codes: 0 no fault, 2 a fault or invalid usage.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Options {
-    /// Print one JSON array instead of text
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    settings: Settings,
+    findings: FindingsArguments,
 }
 
 /// Checks the configuration, and prints the findings.
 pub(super) fn run(options: &Options) -> ExitCode {
-    let findings = match options.settings.source() {
+    let findings = match options.findings.settings.source() {
         Ok(source) => server::check(&source).configuration.findings,
         Err(StartError::Config(error) | StartError::Host(error)) => error.faults,
         Err(StartError::Failed(error)) => vec![ConfigFinding::fault(error)],
     };
     let faults = findings.iter().filter(|it| it.is_fault()).count();
-    let printed = if options.json {
+    let printed = if options.findings.json {
         print(&json(&findings))
     } else {
         findings.iter().for_each(|it| complain(&line(it)));

@@ -1,50 +1,50 @@
 //! `skep deny` and `skep allow`: edit the access lists of a running tracker, through its API, which
 //! writes the lists' files.
 
-use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::admin::{self, AdminArguments, AdminClient, ChangeOutput, CommandError};
+use super::admin::{self, AdminArguments, AdminClient, ChangeOutput, CommandError, PagedList};
+use super::info_hash::{FileError, all_of_file, torrent_files};
 use super::json;
-use super::table::{Cell, Table};
+use super::table::TableCell;
 use super::text::{count, escaped};
-use crate::access::lists::{ListKind, ListName, parse_value};
+use crate::access::lists::{ListKind, ListName, parse_value, reason};
 
 const DENY_EXAMPLES: &str = "\
 Examples:
   skep deny networks add 192.0.2.0/24 --reason \"flood\"   clients over TCP are shown the reason
   skep deny torrents add magnet:?xt=urn:btih:5e41ab0866b04ad5a1a1b6d5d6bb5bc1e0d28a51
-  skep deny clients add -- -XL               behind -- because of its dash
+  skep deny torrents add a.torrent           both hashes of a hybrid torrent
+  skep deny clients add -- -XL               -- comes before a value with a dash
   skep deny ports add 25 6881-6889
   skep deny networks list --json | jq -r .value
   skep deny networks remove 192.0.2.0/24
 
-What is on a deny list is refused, whatever allows it. The change is in force at once, and written
-to the list's file.";
+A value on a deny list is refused, even if it is on an allow list. A change is in force at once, and
+written to the list's file.";
 
 const ALLOW_EXAMPLES: &str = "\
 Examples:
   skep allow networks add 10.0.0.0/8 2001:db8::/32
+  skep allow torrents add /srv/torrents      every .torrent file in this folder and those below
   skep allow torrents list
-  skep allow clients remove -- -qB           behind -- because of its dash
+  skep allow clients remove -- -qB           -- comes before a value with a dash
 
-While an allow list has an entry, or a setting names its file, what is not on it is refused. The
+While an allow list has an entry, or a setting names its file, what is not on it is refused. A
 change is in force at once, and written to the list's file.";
 
 /// Values in one request: with reasons they fit into a body of 2 MB.
 const VALUES_MAX: usize = 1000;
 
-/// Entries in one response.
-const PAGE: &str = "1000";
-
 /// The deny lists.
 #[derive(Debug, Subcommand)]
 pub(super) enum DenyCommand {
-    /// Info-hashes (40 or 64 hexadecimal digits) or magnet links
+    /// Info-hashes (40 or 64 hexadecimal digits), magnet links, .torrent files or folders of them
     #[command(subcommand)]
     Torrents(DenyAction),
     /// Networks or addresses of clients: 192.0.2.0/24, 2001:db8::/32, 192.0.2.7
@@ -61,7 +61,7 @@ pub(super) enum DenyCommand {
 /// The allow lists.
 #[derive(Debug, Subcommand)]
 pub(super) enum AllowCommand {
-    /// Info-hashes (40 or 64 hexadecimal digits) or magnet links
+    /// Info-hashes (40 or 64 hexadecimal digits), magnet links, .torrent files or folders of them
     #[command(subcommand)]
     Torrents(AllowAction),
     /// Networks or addresses of clients: 192.0.2.0/24, 2001:db8::/32, 192.0.2.7
@@ -77,13 +77,13 @@ pub(super) enum AllowCommand {
 pub(super) enum DenyAction {
     /// Refuse values from now on
     #[command(after_help = admin::help(DENY_EXAMPLES, "nothing is changed"))]
-    Add(AddOptions),
+    Add(AddValuesOptions),
     /// Take values off the list
     #[command(after_help = admin::help(DENY_EXAMPLES, "at least one value is not removed"))]
-    Remove(RemoveOptions),
+    Remove(RemoveValuesOptions),
     /// Print the list
     #[command(after_help = admin::help(DENY_EXAMPLES, "the tracker does not respond"))]
-    List(ListOptions),
+    List(ListValuesOptions),
 }
 
 /// What to do with an allow list.
@@ -91,19 +91,19 @@ pub(super) enum DenyAction {
 pub(super) enum AllowAction {
     /// Serve values
     #[command(after_help = admin::help(ALLOW_EXAMPLES, "nothing is changed"))]
-    Add(AddOptions),
+    Add(AddValuesOptions),
     /// Take values off the list
     #[command(after_help = admin::help(ALLOW_EXAMPLES, "at least one value is not removed"))]
-    Remove(RemoveOptions),
+    Remove(RemoveValuesOptions),
     /// Print the list
     #[command(after_help = admin::help(ALLOW_EXAMPLES, "the tracker does not respond"))]
-    List(ListOptions),
+    List(ListValuesOptions),
 }
 
 /// Arguments of `add`.
 #[derive(Debug, Args)]
-pub(super) struct AddOptions {
-    /// Values to add; all of them, or none
+pub(super) struct AddValuesOptions {
+    /// Values to add; if one is invalid, none is added
     #[arg(required = true, value_name = "VALUE")]
     values: Vec<String>,
     /// Why, for clients and for those who read the list
@@ -118,8 +118,8 @@ pub(super) struct AddOptions {
 
 /// Arguments of `remove`.
 #[derive(Debug, Args)]
-pub(super) struct RemoveOptions {
-    /// Values to remove, as the list has them
+pub(super) struct RemoveValuesOptions {
+    /// Values to remove, as the list has them; torrents also by their files
     #[arg(required = true, value_name = "VALUE")]
     values: Vec<String>,
     /// Print a JSON object for each value
@@ -131,7 +131,7 @@ pub(super) struct RemoveOptions {
 
 /// Arguments of `list`.
 #[derive(Debug, Args)]
-pub(super) struct ListOptions {
+pub(super) struct ListValuesOptions {
     /// Print a JSON object for each entry
     #[arg(long)]
     json: bool,
@@ -173,24 +173,64 @@ fn path(name: ListName) -> String {
     format!("/api/v1/access/{}", name.label().replacen('_', "/", 1))
 }
 
-/// Checks values before a request, so that an error names the value.
-fn check(kind: ListKind, values: &[String]) -> Result<(), CommandError> {
-    match values.iter().find(|it| parse_value(kind, it).is_none()) {
-        None => Ok(()),
-        Some(value) if kind == ListKind::Networks => {
-            Err(CommandError::Usage(kind.expected_instead_of(value)))
+/// A value of the command line.
+#[derive(Debug, PartialEq, Eq)]
+struct NamedValue {
+    /// How it is shown: the argument, or the path of a file.
+    text: String,
+    /// The values that are sent: of a file of a hybrid torrent, both hashes.
+    values: Vec<String>,
+}
+
+/// The values that arguments name, read before the first request, so that an error names the
+/// argument and changes nothing.
+fn named(kind: ListKind, arguments: &[String]) -> Result<Vec<NamedValue>, CommandError> {
+    let mut all = Vec::new();
+    for argument in arguments {
+        let path = Path::new(argument);
+        if parse_value(kind, argument).is_some() {
+            all.push(NamedValue { text: argument.clone(), values: vec![argument.clone()] });
+        } else if kind == ListKind::Torrents && path.exists() {
+            for file in torrent_files(path) {
+                all.push(of_file(file).map_err(|error| CommandError::Usage(error.to_string()))?);
+            }
+        } else {
+            return Err(CommandError::Usage(unfit(kind, argument)));
         }
-        Some(value) => Err(CommandError::Usage(format!("{value:?} must be {}", kind.allowed()))),
+    }
+    Ok(all)
+}
+
+/// The values of a `.torrent` file.
+fn of_file(file: Result<PathBuf, FileError>) -> Result<NamedValue, FileError> {
+    let path = file?;
+    let text = path.display().to_string();
+    let hashes = all_of_file(&path).map_err(|problem| FileError { path, problem })?;
+    Ok(NamedValue { text, values: hashes.iter().map(ToString::to_string).collect() })
+}
+
+/// What is wrong with an argument that is not a value.
+fn unfit(kind: ListKind, argument: &str) -> String {
+    match kind {
+        ListKind::Networks => kind.expected_instead_of(argument),
+        ListKind::Torrents => format!(
+            "{argument:?} must be {}, or an existing .torrent file or folder of such files",
+            kind.allowed()
+        ),
+        ListKind::Clients | ListKind::Ports => format!("{argument:?} must be {}", kind.allowed()),
     }
 }
 
 /// Adds values.
-fn add(name: ListName, options: &AddOptions) -> Result<ExitCode, CommandError> {
-    check(name.kind(), &options.values)?;
+fn add(name: ListName, options: &AddValuesOptions) -> Result<ExitCode, CommandError> {
+    reason(options.reason.as_deref().unwrap_or_default().trim())
+        .map_err(|allowed| CommandError::Usage(format!("--reason: must be {allowed}")))?;
+    let named = named(name.kind(), &options.values)?;
+    let all: Vec<_> = named.iter().flat_map(|value| &value.values).collect();
     let mut client = options.admin.client()?;
     let (mut added, mut entries) = (0, 0);
-    for values in options.values.chunks(VALUES_MAX) {
-        let value = |value: &String| json!({ "value": value, "reason": options.reason });
+    for values in all.chunks(VALUES_MAX) {
+        let value = |value: &&String| json!({ "value": value, "reason": options.reason });
         let body = json!({ "add": values.iter().map(value).collect::<Vec<_>>() });
         let change = edit(&mut client, name, &body)?;
         added += change["added"].as_u64().unwrap_or_default();
@@ -213,31 +253,32 @@ fn edit(client: &mut AdminClient, name: ListName, body: &Value) -> Result<Value,
 }
 
 /// Removes values.
-fn remove(name: ListName, options: &RemoveOptions) -> Result<ExitCode, CommandError> {
-    check(name.kind(), &options.values)?;
+fn remove(name: ListName, options: &RemoveValuesOptions) -> Result<ExitCode, CommandError> {
+    let values = named(name.kind(), &options.values)?;
     let mut output = ChangeOutput::default();
-    let removed = remove_all(name, options, &mut output);
+    let removed = remove_all(name, &values, options, &mut output);
     output.end(removed)
 }
 
 fn remove_all(
     name: ListName,
-    options: &RemoveOptions,
+    values: &[NamedValue],
+    options: &RemoveValuesOptions,
     output: &mut ChangeOutput,
 ) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let mut are_removed = true;
-    for value in &options.values {
-        let change = edit(&mut client, name, &json!({ "remove": [value] }))?;
+    for NamedValue { text, values } in values {
+        let change = edit(&mut client, name, &json!({ "remove": values }))?;
         let is_removed = change["removed"].as_u64().is_some_and(|it| it > 0);
         are_removed &= is_removed;
         let line = match (options.json, is_removed) {
             (true, _) => {
                 let status = if is_removed { "removed" } else { "not_listed" };
-                json::line(&json!({ "value": value, "status": status }))
+                json::line(&json!({ "value": text, "status": status }))
             }
-            (false, true) => format!("removed {}\n", escaped(value)),
-            (false, false) => format!("failed  {}: not in {}\n", escaped(value), name.label()),
+            (false, true) => format!("removed {}\n", escaped(text)),
+            (false, false) => format!("failed  {}: not in {}\n", escaped(text), name.label()),
         };
         output.print(&line);
     }
@@ -245,35 +286,43 @@ fn remove_all(
 }
 
 /// Prints a list.
-fn list(name: ListName, options: &ListOptions) -> Result<ExitCode, CommandError> {
+fn list(name: ListName, options: &ListValuesOptions) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
-    let mut table = Table::new(["VALUE", "REASON"]);
-    let (mut after, mut has_any) = (None::<String>, false);
-    loop {
-        let mut parameters = vec![("limit", PAGE)];
-        parameters.extend(after.as_deref().map(|it| ("after", it)));
-        let page = client.get(&format!("{}{}", path(name), admin::query(&parameters)))?;
-        let entries = page["entries"].as_array().map_or(&[][..], Vec::as_slice);
-        has_any |= !entries.is_empty();
-        if options.json {
-            io::stdout().lock().write_all(json::lines(entries).as_bytes())?;
-        } else {
-            table.print(&entries.iter().map(row).collect::<Vec<_>>())?;
+    match name.kind() {
+        ListKind::Torrents => {
+            print_list(&mut client, name, options.json, ["VALUE", "REASON", "NAME"], torrent_row)
         }
-        after = page["next"].as_str().map(str::to_owned);
-        if after.is_none() {
-            break;
-        }
+        _ => print_list(&mut client, name, options.json, ["VALUE", "REASON"], row),
     }
-    if !has_any && !options.json {
-        super::complain(&format!("{} is empty", name.label()));
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
-fn row(entry: &Value) -> [Cell; 2] {
-    let text = |key: &str| Cell::Text(entry[key].as_str().unwrap_or_default().to_owned());
+fn print_list<const COLUMNS: usize>(
+    client: &mut AdminClient,
+    name: ListName,
+    as_json: bool,
+    heads: [&'static str; COLUMNS],
+    row: fn(&Value) -> [TableCell; COLUMNS],
+) -> Result<ExitCode, CommandError> {
+    let list = PagedList {
+        path: &path(name),
+        parameters: Vec::new(),
+        field: "entries",
+        entries_max: usize::MAX,
+        heads,
+        row,
+        if_empty: &format!("{} is empty", name.label()),
+    };
+    list.print(client, as_json)
+}
+
+fn row(entry: &Value) -> [TableCell; 2] {
+    let text = |key: &str| TableCell::Text(entry[key].as_str().unwrap_or_default().to_owned());
     [text("value"), text("reason")]
+}
+
+fn torrent_row(entry: &Value) -> [TableCell; 3] {
+    let [value, reason] = row(entry);
+    [value, reason, TableCell::Text(entry["name"].as_str().unwrap_or("-").to_owned())]
 }
 
 #[cfg(test)]
@@ -289,11 +338,11 @@ mod tests {
     #[test]
     fn the_value_that_is_wrong_is_named() {
         let values = |them: &[&str]| them.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
-        assert!(check(ListKind::Networks, &values(&["10.0.0.0/8", "::1"])).is_ok());
-        let error = check(ListKind::Networks, &values(&["10.0.0.0/8", "10.0.0.0/33"]));
+        assert!(named(ListKind::Networks, &values(&["10.0.0.0/8", "::1"])).is_ok());
+        let error = named(ListKind::Networks, &values(&["10.0.0.0/8", "10.0.0.0/33"]));
         let error = error.unwrap_err().to_string();
         assert!(error.starts_with("\"10.0.0.0/33\" is not a network"), "{error}");
-        let host = check(ListKind::Networks, &values(&["10.0.0.1/24"])).unwrap_err().to_string();
+        let host = named(ListKind::Networks, &values(&["10.0.0.1/24"])).unwrap_err().to_string();
         assert!(host.contains("write 10.0.0.0/24"), "{host}");
     }
 }

@@ -86,15 +86,25 @@ enum Command {
     /// Issue passkeys of a private tracker; list, revoke and import them
     #[command(subcommand)]
     Passkey(passkey::PasskeyCommand),
-    /// Edit the lists of what a running tracker refuses
+    /// Edit the deny lists of a running tracker: what is on one is refused
     #[command(subcommand)]
     Deny(lists::DenyCommand),
-    /// Edit the lists of what alone a running tracker serves
+    /// Edit the allow lists of a running tracker: what is not on one is refused
     #[command(subcommand)]
     Allow(lists::AllowCommand),
     /// Inspect, verify or export a snapshot of the swarms
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+}
+
+/// Arguments of `check` and of `doctor`, which both print findings on the settings.
+#[derive(Debug, Args)]
+struct FindingsArguments {
+    /// Print one JSON array instead of text
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 /// Arguments of `run`.

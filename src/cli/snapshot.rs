@@ -24,6 +24,8 @@ Examples:
   skep snapshot export swarms.snapshot | head -1
   skep snapshot export swarms.snapshot | jq -c 'select(.completed > 1000)'
 
+A large torrent takes several lines of an export: add up their download counts.
+
 Snapshots are in server.state_dir: swarms.snapshot is the latest, swarms.snapshot.previous the one
 before it. After POST /api/v1/save on its admin listener, a running tracker writes one at once.
 
@@ -54,8 +56,7 @@ pub(super) struct Named {
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    /// JSON, one object per line: the only form, also without this flag. A large torrent takes
-    /// several lines; add up their download counts
+    /// One JSON object per line: the only format, so this flag may be omitted
     #[arg(long)]
     json: bool,
     /// The snapshot

@@ -8,7 +8,7 @@ use super::text::{date, escaped};
 use crate::frontend::figures::grouped;
 
 /// A value in a table.
-pub(super) enum Cell {
+pub(super) enum TableCell {
     /// A text, possibly from elsewhere.
     Text(String),
     /// A number.
@@ -19,7 +19,7 @@ pub(super) enum Cell {
     Date(Option<u64>),
 }
 
-impl Cell {
+impl TableCell {
     /// The text for people, or the exact one.
     fn text(&self, is_for_people: bool) -> String {
         match self {
@@ -55,18 +55,19 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
     ///
     /// # Errors
     /// If standard output cannot be written.
-    pub(super) fn print(&mut self, rows: &[[Cell; COLUMNS]]) -> io::Result<()> {
+    pub(super) fn print(&mut self, rows: &[[TableCell; COLUMNS]]) -> io::Result<()> {
         let text = self.render(rows);
         io::stdout().lock().write_all(text.as_bytes())
     }
 
-    fn render(&mut self, rows: &[[Cell; COLUMNS]]) -> String {
+    fn render(&mut self, rows: &[[TableCell; COLUMNS]]) -> String {
         let mut lines: Vec<[String; COLUMNS]> = Vec::with_capacity(rows.len() + 1);
         if self.is_for_people && !self.has_begun && !rows.is_empty() {
             lines.push(self.heads.map(str::to_owned));
             self.has_begun = true;
         }
-        let texts = |row: &[Cell; COLUMNS]| row.each_ref().map(|it| it.text(self.is_for_people));
+        let texts =
+            |row: &[TableCell; COLUMNS]| row.each_ref().map(|it| it.text(self.is_for_people));
         lines.extend(rows.iter().map(texts));
         if !self.is_for_people {
             return lines.iter().map(|line| line.join("\t") + "\n").collect();
@@ -94,11 +95,11 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
 mod tests {
     use super::*;
 
-    fn rows() -> [[Cell; 4]; 2] {
-        let text = |it: &str| Cell::Text(it.to_owned());
+    fn rows() -> [[TableCell; 4]; 2] {
+        let text = |it: &str| TableCell::Text(it.to_owned());
         [
-            [text("a"), Cell::Number(1), Cell::Bytes(Some(3 << 29)), text("one\nline")],
-            [text("abc"), Cell::Number(12_345), Cell::Bytes(None), text("b")],
+            [text("a"), TableCell::Number(1), TableCell::Bytes(Some(3 << 29)), text("one\nline")],
+            [text("abc"), TableCell::Number(12_345), TableCell::Bytes(None), text("b")],
         ]
     }
 
@@ -121,7 +122,7 @@ mod tests {
         let expected = "a\t1\t1610612736\tone\\nline\nabc\t12345\t-\tb\n";
         assert_eq!(table(false).render(&rows()), expected);
         assert_eq!(table(true).render(&[]), "");
-        let date = Cell::Date(Some(1_795_303_209));
+        let date = TableCell::Date(Some(1_795_303_209));
         assert_eq!(date.text(true), "2026-11-21T23:20:09Z");
         assert_eq!(date.text(false), date.text(true));
     }

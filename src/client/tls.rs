@@ -51,7 +51,7 @@ pub enum TlsConfigError {
     #[error("this host trusts no authorities: install ca-certificates, or use --ca")]
     NoSystemRoots,
     /// The file of `--ca` cannot be read, or is not PEM.
-    #[error("{}: {error}", file.display())]
+    #[error("{}: certificates cannot be read: {}", file.display(), pem_cause(error))]
     File {
         /// The file.
         file: PathBuf,
@@ -67,8 +67,16 @@ pub enum TlsConfigError {
         error: Error,
     },
     /// The file of `--ca` has no certificate.
-    #[error("{}: holds no PEM certificate", .0.display())]
+    #[error("{}: has no PEM certificate", .0.display())]
     EmptyFile(PathBuf),
+}
+
+/// The cause of an error, without the name of its kind.
+fn pem_cause(error: &PemError) -> String {
+    match error {
+        PemError::Io(error) => error.to_string(),
+        other => other.to_string(),
+    }
 }
 
 /// The name that a certificate must hold.

@@ -66,7 +66,7 @@ const PATH_BYTES_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// There are spaces, control or other characters that have to be escaped.
-    #[error("a URL holds printable ASCII without spaces and #; escape as %XX")]
+    #[error("a URL has printable ASCII only, without spaces and #; write other characters as %XX")]
     Character,
     /// There is no scheme.
     #[error(
@@ -86,7 +86,7 @@ pub enum UrlError {
     )]
     Form,
     /// The path does not fit into one packet.
-    #[error("a path of more than {PATH_BYTES_MAX} bytes")]
+    #[error("the path is longer than {PATH_BYTES_MAX} bytes")]
     LongPath,
 }
 

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod authority;
+#[path = "../support/booted.rs"]
+mod booted;
 mod browser;
 mod downloads;
 mod meeting;

@@ -1,6 +1,9 @@
 //! The files of `deploy/` before the programs that read them, and monitoring of a running skep.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../support/booted.rs"]
+mod booted;
+mod booted_unit;
 mod files;
 mod monitoring;
 mod panels;

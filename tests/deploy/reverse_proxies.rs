@@ -20,11 +20,14 @@ use tungstenite::client::IntoClientRequest as _;
 use tungstenite::{Message, WebSocket};
 
 use crate::support::tcp_clients::{Response, announce, exchange, web_announce};
-use crate::support::{DEADLINE, Skep, command, eventually};
+use crate::support::{DEADLINE, Skep, command, eventually, texts};
 use crate::tools::{blocks, have, program, text_of};
 
 const TRACKER: &str = "tracker.example.org";
 const STATS: &str = "stats.example.org";
+
+/// A further name of the admin page, which leads here: the real one does not.
+const STATS_HERE: &str = "localhost";
 
 /// The client's address: another one than the proxy's, which is 127.0.0.1.
 const CLIENT: [u8; 4] = [127, 9, 8, 7];
@@ -41,6 +44,8 @@ struct Proxy {
     child: Child,
     address: SocketAddr,
     client: Arc<ClientConfig>,
+    /// The file of the certificate to trust.
+    authority: PathBuf,
     log: PathBuf,
 }
 
@@ -89,7 +94,8 @@ fn free_address() -> SocketAddr {
 
 /// Writes a certificate for both names, and its key.
 fn certificate(folder: &Path) -> (PathBuf, PathBuf) {
-    let pair = rcgen::generate_simple_self_signed([TRACKER.to_owned(), STATS.to_owned()]).unwrap();
+    let names = [TRACKER, STATS, STATS_HERE].map(str::to_owned);
+    let pair = rcgen::generate_simple_self_signed(names).unwrap();
     let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
     fs::write(&certificate, pair.cert.pem()).unwrap();
     fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
@@ -118,10 +124,11 @@ impl Proxy {
             assert!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(&log).unwrap());
             authority.exists() && TcpStream::connect(address).is_ok()
         });
-        let proxy = Self { child, address, client: client(authority), log };
+        let (client, authority) = (client(authority), authority.to_owned());
+        let proxy = Self { child, address, client, authority, log };
         // Caddy makes certificates once it listens.
         eventually("the proxy has certificates", || {
-            [TRACKER, STATS].iter().all(|host| proxy.connect(host).flush().is_ok())
+            [TRACKER, STATS, STATS_HERE].iter().all(|host| proxy.connect(host).flush().is_ok())
         });
         proxy
     }
@@ -175,6 +182,7 @@ fn holds(skep: &Skep, proxy: &Proxy) {
     assert_eq!(response["incomplete"], 2, "the browser and the client: {response}");
     assert_eq!(skep.metrics().value("skep_connections{kind=\"ws\"}"), 1.0);
     the_admin_page_takes_a_login_and_changes_take_the_token(skep, proxy);
+    subcommands_take_the_token(skep, proxy);
     let metrics = skep.metrics();
     for source in ["private", "public"] {
         let name = format!("skep_unlisted_proxy_requests_total{{source=\"{source}\"}}");
@@ -221,6 +229,72 @@ fn the_admin_page_takes_a_login_and_changes_take_the_token(skep: &Skep, proxy: &
     assert_eq!(proxy.ask(TRACKER, "GET /metrics", LOGIN).status, 404);
 }
 
+/// Runs a subcommand through the proxy: exit code, standard output and error.
+fn ask_through(proxy: &Proxy, words: &[&str], rest: &[&str]) -> (Option<i32>, String, String) {
+    let url = format!("https://{STATS_HERE}:{}", proxy.address.port());
+    let mut command = command();
+    command.args(words).args(["--admin", &url, "--retries", "0", "--ca"]).arg(&proxy.authority);
+    let output = command.args(rest).output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    (output.status.code(), stdout, stderr)
+}
+
+fn subcommands_take_the_token(skep: &Skep, proxy: &Proxy) {
+    let token = skep.folder().join("admin.token");
+    let token = ["--token-file", token.to_str().unwrap()];
+    let (code, stdout, stderr) = ask_through(proxy, &["status"], &token);
+    assert!(code == Some(0) && stdout.contains("state      serving"), "{stdout}{stderr}");
+    let (code, stdout, stderr) = ask_through(proxy, &["deny", "ports", "add", "25"], &token);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    for (rest, fault) in [(&[][..], "token missing"), (&["--token", "wrong"], "token wrong")] {
+        let (code, _, stderr) = ask_through(proxy, &["status"], rest);
+        assert!(code == Some(1) && stderr.contains(fault), "{stderr}");
+    }
+    // Without a login nothing but the API is open, and nothing of it without the token.
+    let bearer = format!("Authorization: Bearer {}\r\n", skep.token());
+    for target in ["/", "/stats", "/metrics", "/stats.json", "/save_state"] {
+        let response = proxy.ask(STATS, &format!("GET {target}"), &bearer);
+        assert_eq!(response.status, 401, "{target}: {response:?}");
+    }
+    for target in ["/api/v1/status", "/api/v1/openapi.json", "/api/../metrics", "/api//metrics"] {
+        let response = proxy.ask(STATS, &format!("GET {target}"), "");
+        assert!((401..=404).contains(&response.status), "{target}: {response:?}");
+    }
+}
+
+/// A proxy that asks everybody for a login, programs included.
+#[test]
+fn a_login_in_front_of_the_api_is_named_as_such() {
+    if !have(&["nginx"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (skep, address) = (skep(folder.path()), free_address());
+    let (certificate, key) = certificate(folder.path());
+    let users = folder.path().join("users");
+    fs::write(&users, format!("operator:{CRYPT}\n")).unwrap();
+    let lines = format!(
+        "server {{ listen {address} ssl; ssl_certificate {}; ssl_certificate_key {};\n\
+         auth_basic skep; auth_basic_user_file {};\n\
+         location / {{ proxy_pass http://{}; }}\n\
+         location /api/v1/passkeys {{ auth_basic off; proxy_pass http://127.0.0.1:1; }} }}\n",
+        certificate.display(),
+        key.display(),
+        users.display(),
+        skep.admin
+    );
+    let path = folder.path().join("nginx.conf");
+    fs::write(&path, of_nginx(folder.path(), &lines)).unwrap();
+    let proxy = Proxy::start(nginx(&path), folder.path(), address, &certificate);
+    let token = skep.token();
+    let (code, _, stderr) = ask_through(&proxy, &["status"], &["--token", &token]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("asks for a login, which is not the token"), "{stderr}");
+    let (code, _, stderr) = ask_through(&proxy, &["passkey", "list"], &["--token", &token]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("a proxy there cannot reach it (HTTP status 502)"), "{stderr}");
+}
+
 #[test]
 fn nginx_forwards_as_on_the_page() {
     if !have(&["nginx"]) {
@@ -232,6 +306,8 @@ fn nginx_forwards_as_on_the_page() {
     let users = folder.path().join("users");
     fs::write(&users, format!("operator:{CRYPT}\n")).unwrap();
     let page = with(&block("nginx"), "    listen [::]:443 ssl;\n", "");
+    let page =
+        with(&page, &format!("server_name {STATS}"), format!("server_name {STATS} {STATS_HERE}"));
     let page = with(&page, "listen 443 ssl", format!("listen {address} ssl"));
     let page = with(&page, "127.0.0.1:6969", skep.tcp[0]);
     let page = with(&page, "127.0.0.1:6970", skep.admin);
@@ -308,6 +384,7 @@ fn caddy_forwards_as_on_the_page() {
     let page = with(&block("caddy"), "127.0.0.1:6969", skep.tcp[0]);
     let page = with(&page, "127.0.0.1:6970", skep.admin);
     let page = with(&page, "HASH", BCRYPT);
+    let page = with(&page, &format!("{STATS} {{"), format!("{STATS}, {STATS_HERE} {{"));
     // An authority of its own in place of Let's Encrypt, and nothing outside of the folder.
     let (ip, port) = (address.ip(), address.port());
     let options = format!(
@@ -345,6 +422,7 @@ fn haproxy_forwards_as_on_the_page() {
     let page = with(&page, "127.0.0.1:6969", skep.tcp[0]);
     let page = with(&page, "127.0.0.1:6970", skep.admin);
     let page = with(&page, "password HASH", format!("password {CRYPT}"));
+    let page = with(&page, &format!("-i {STATS}"), format!("-i {STATS} {STATS_HERE}"));
     let path = folder.path().join("haproxy.cfg");
     fs::write(&path, page).unwrap();
     let mut command = program("haproxy");

@@ -188,7 +188,7 @@ fn call<'a>(command: &[&'a str]) -> Option<Vec<&'a str>> {
         return Some(command[at + 2..].to_vec());
     }
     let mut rest = command;
-    if let ["sudo", "-u", _, behind @ ..] = rest {
+    if let ["runuser", "-u", _, "--", behind @ ..] = rest {
         rest = behind;
     }
     let is_setting = |it: &str| it == "env" || it.contains('=');
@@ -246,8 +246,8 @@ fn every_flag_in_the_documents_exists() {
 #[test]
 fn calls_are_found_and_other_commands_are_not() {
     let found =
-        calls("$ sudo -u skep env A=b skep snapshot export --jsn=a FILE > x --y; skep check");
-    assert_eq!(found, [vec!["snapshot", "export", "--jsn=a", "FILE"], vec!["check"]]);
+        calls("$ runuser -u skep -- env A=b skep snapshot export --jsn=a F > x --y; skep check");
+    assert_eq!(found, [vec!["snapshot", "export", "--jsn=a", "F"], vec!["check"]]);
     assert_eq!(flags(&found[0]), ["--jsn"]);
     assert!(help_of(&found[0]).contains("--json"));
     assert!(calls("journalctl -u skep --no-pager && systemctl enable --now skep").is_empty());

@@ -112,3 +112,49 @@ fn passkeys_of_another_tracker_are_imported_all_or_none() {
     assert_eq!(import(&many).error(), (400, "bad_parameter".into(), Some("passkeys".into())));
     assert_eq!(table.len(), 4);
 }
+
+#[test]
+fn lists_and_similar_hashes_have_the_names_of_registered_torrents() {
+    let process = Fake::new();
+    process.set_office(Mode::Registered);
+    let address = serve(&process, HERE);
+    let send = |method: &str, target: &str, body: Value| {
+        ask_with(address, (method, target), &[LOCALHOST, AUTHORIZED], &body.to_string())
+    };
+    // A hybrid, a torrent without a name, and one that is not registered.
+    let [v1, v2, nameless, unknown] = ["aa", "bb", "cc", "dd"].map(|it| it.repeat(20));
+    for body in [
+        json!({ "info_hash": v1, "info_hash_v2": v2, "name": "first" }),
+        json!({ "info_hash": nameless }),
+    ] {
+        assert_eq!(send("POST", "/api/v1/torrents", body).status, 201);
+    }
+    let deny = "/api/v1/access/torrents/deny";
+    let values = json!({ "add": [v1, v2, { "value": nameless, "reason": "r" }, unknown] });
+    assert_eq!(send("POST", deny, values).status, 200);
+    let entries = get(address, deny).json()["entries"].clone();
+    let expected = json!([
+        { "value": v1, "reason": null, "name": "first" },
+        { "value": v2, "reason": null, "name": "first" },
+        { "value": nameless, "reason": "r" },
+        { "value": unknown, "reason": null },
+    ]);
+    assert_eq!(entries, expected);
+    assert_eq!(get(address, &format!("{deny}/{v2}")).json(), expected[1]);
+    // A page can be sent to another list as it is.
+    let copied = send("POST", "/api/v1/access/torrents/allow", json!({ "add": entries }));
+    assert_eq!((copied.status, &copied.json()["added"]), (200, &json!(4)));
+    assert_eq!(send("PUT", "/api/v1/access/networks/deny/192.0.2.0%2F24", json!({})).status, 200);
+    let networks = get(address, "/api/v1/access/networks/deny").json();
+    assert_eq!(networks["entries"], json!([{ "value": "192.0.2.0/24", "reason": null }]));
+    // The same first ten and last five digits.
+    let resembling = format!("{}{}{}", &v1[..10], "0".repeat(25), &v1[35..]);
+    let similar = |hash: &str| get(address, &format!("/api/v1/torrents/{hash}/similar")).json();
+    let found = similar(&resembling);
+    assert_eq!(
+        (&found["resembles"], &found["names"]),
+        (&json!([v1]), &json!({ v1.clone(): "first" }))
+    );
+    assert_eq!(similar(&v2)["names"], json!({ v2.clone(): "first" }));
+    assert_eq!(similar(&nameless)["names"], json!({}));
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod access;
+mod access_lists;
 mod admin;
 mod admin_registered;
 mod certificates;

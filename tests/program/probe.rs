@@ -182,8 +182,12 @@ fn a_private_tracker_is_probed_with_a_passkey() {
             said.contains("refuses: \"unknown passkey\"; remedy: name a passkey with"),
             "{said}"
         );
+        assert!(said.contains("failed at announce: passkey missing; the tracker is"), "{said}");
+        let said = failed(&[&url]);
+        assert!(said.contains("--passkey KEY, and a torrent that the tracker serves with --info"));
         let said = failed(&["--info-hash", &hash, "--passkey", "0", &url]);
         assert!(said.contains("use a passkey that is issued and not revoked"), "{said}");
+        assert!(!said.contains("missing"), "{said}");
         let verdicts = succeeded(&["--info-hash", &hash, "--passkey", passkey, &url]);
         assert!(!verdicts[0].to_string().contains(passkey), "{verdicts:?}");
     }
@@ -421,8 +425,9 @@ fn a_response_without_end_is_cut() {
 #[test]
 fn nobody_listening_has_a_remedy_by_every_protocol() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for scheme in ["http", "ws", "wss", "https"] {
+    for scheme in ["udp", "http", "ws", "wss", "https"] {
         let said = failed(&["--insecure", &format!("{scheme}://{free}/announce")]);
+        assert!(said.contains("is the tracker running, is the port right?"), "{said}");
         assert!(said.contains("failed at connect: nothing listens there"), "{said}");
     }
 }
@@ -517,6 +522,12 @@ fn tls_and_plain_text_are_not_mixed_up() {
     let (address, _serving) = serve_tls(&["127.0.0.1"], &temporary.path().join("ca.pem"));
     let said = failed(&[&format!("http://{address}/announce")]);
     assert!(said.contains("https://"), "{said}");
+    // A TLS port may also close without an alert, as skep's does.
+    for (scheme, path) in [("http", "/announce"), ("ws", "/")] {
+        let (address, _serving) = serve(2, |mut stream| read_request(&mut stream));
+        let said = failed(&[&format!("{scheme}://{address}{path}")]);
+        assert!(said.contains("closed without a response: a TLS port (try https://"), "{said}");
+    }
     let (address, _serving) = serve(2, |mut stream| {
         let _ = stream.read(&mut [0; 9]);
         write_response(&mut stream, "400 Bad Request", b"");
@@ -585,4 +596,34 @@ fn a_websocket_that_refuses_is_escaped_and_left() {
     });
     let said = failed(&[&format!("ws://{address}/")]);
     assert!(said.contains("HTTP status 404: no WebTorrent tracker at /"), "{said}");
+}
+
+#[test]
+fn the_path_of_scrapes_is_named_as_such() {
+    let skep = start(&[]);
+    let said = failed(&[&format!("http://{}/scrape", skep.tcp[0])]);
+    assert!(said.contains("that is the path of scrapes, try /announce"), "{said}");
+    assert_well(&skep);
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_an_error_and_one_that_is_cut_is_not() {
+    let skep = start(&[]);
+    let url = format!("udp://{}", skep.udp[0]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command().args(["probe", &url]).stdout(full).output().unwrap();
+    let stderr = texts(&output).1;
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot write to standard output"), "{stderr}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command().args(["probe", &url]).stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), texts(&output).1.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_websocket_to_the_admin_listener_leads_to_its_page() {
+    let skep = start(&[]);
+    let said = failed(&[&format!("ws://{}", skep.admin)]);
+    assert!(said.contains("HTTP status 307: a redirect to \"stats\", which"), "{said}");
 }

@@ -19,16 +19,16 @@ use crate::support::{
 };
 
 const PRIVATE: (&str, &str) = ("SKEP__ACCESS__MODE", "private");
-const REGISTERED: (&str, &str) = ("SKEP__ACCESS__MODE", "registered");
+pub(crate) const REGISTERED: (&str, &str) = ("SKEP__ACCESS__MODE", "registered");
 
-fn start(variables: &[(&str, &str)]) -> Skep {
+pub(crate) fn start(variables: &[(&str, &str)]) -> Skep {
     let mut command = command();
     command.args(["--listen", "127.0.0.1:0", "--workers", "1"]).envs(variables.iter().copied());
     Skep::spawn(command)
 }
 
 /// Runs a subcommand with the token of this tracker: exit code, standard output and error.
-fn ask(skep: &Skep, subcommand: &str, rest: &[&str]) -> (Option<i32>, String, String) {
+pub(crate) fn ask(skep: &Skep, subcommand: &str, rest: &[&str]) -> (Option<i32>, String, String) {
     outcome(&ask_with_input(skep, subcommand, rest, ""))
 }
 
@@ -65,12 +65,12 @@ fn ask_unread(skep: &Skep, subcommand: &str, rest: &[&str], input: &str) -> (Opt
 }
 
 /// The objects that a command prints, one per line.
-fn objects(stdout: &str) -> Vec<Value> {
+pub(crate) fn objects(stdout: &str) -> Vec<Value> {
     stdout.lines().map(|it| serde_json::from_str(it).unwrap()).collect()
 }
 
 /// A `.torrent` file of this name; returns its path and its info-hash.
-fn torrent_file(folder: &Path, name: &str) -> (String, String) {
+pub(crate) fn torrent_file(folder: &Path, name: &str) -> (String, String) {
     use sha1::Digest as _;
     let info = format!(
         "d6:lengthi5e4:name{}:{name}12:piece lengthi16384e6:pieces20:01234567890123456789e",
@@ -146,6 +146,8 @@ fn a_tracker_that_registers_nothing_names_the_remedy() {
         let remedy = "remedy: set access.mode to \"";
         assert!(stderr.contains(remedy) && stderr.contains(mode), "{stderr}");
     }
+    let (_, _, stderr) = ask(&skep, "torrent list", &[]);
+    assert!(stderr.ends_with("; --swarms lists announced torrents\n"), "{stderr}");
     let (code, stdout, _) = ask(&skep, "torrent list", &["--swarms"]);
     assert_eq!((code, stdout), (Some(0), format!("{}\t0\t1\t0\t-\t-\t-\n", "07".repeat(20))));
 }
@@ -304,6 +306,12 @@ fn passkeys_of_another_tracker_are_imported_from_a_file_or_standard_input() {
     let rows: Vec<Vec<_>> = stdout.lines().map(|it| it.split('\t').collect()).collect();
     assert_eq!((code, rows.len(), rows[0][0], rows[0][3]), (Some(0), 2, "issued", "dan"));
     assert!(is_served(&skep, rows[0][2]) && is_served(&skep, rows[1][2]));
+    // A file of passkeys is not one of names: as names they would be kept and logged.
+    let input = format!("{eve} eve\n");
+    let (code, _, stderr) =
+        outcome(&ask_with_input(&skep, "passkey import", &["-", "--issue"], &input));
+    let fault = "standard input:1: the line begins with a passkey; with --issue a line is a name";
+    assert!(code == Some(1) && stderr.contains(fault) && !stderr.contains(&eve), "{stderr}");
     let (code, _, stderr) = ask(&skep, "passkey import", &["/nowhere"]);
     assert!(code == Some(1) && stderr.contains("cannot read /nowhere"), "{stderr}");
 }
@@ -335,7 +343,7 @@ fn lists_are_edited_in_force_at_once_and_in_their_file() {
     let hash = "0b".repeat(20);
     let magnet = format!("magnet:?xt=urn:btih:{hash}");
     assert_eq!(ask(&skep, "allow torrents add", &[&magnet]).0, Some(0));
-    assert_eq!(ask(&skep, "allow torrents list", &[]).1, format!("{hash}\t\n"));
+    assert_eq!(ask(&skep, "allow torrents list", &[]).1, format!("{hash}\t\t-\n"));
     let refused = Client::connect(skep.udp[0]).announce_refused(&leecher(1, 6881));
     assert!(refused.contains("torrent"), "{refused}");
     assert_eq!(ask(&skep, "allow torrents remove", &[&hash]).0, Some(0));
@@ -569,6 +577,13 @@ fn bad_arguments_end_with_2_and_name_what_is_allowed() {
         (&["allow", "ports", "list"], "ports"),
         (&["passkey", "add"], "NAME"),
         (&["passkey", "add", ""], "a text without control characters"),
+        (&["passkey", "add", &"x".repeat(101)], "1 to 100 bytes"),
+        (&["passkey", "revoke", ""], "a value is required"),
+        (&["deny", "ports", "add", "25", "--reason", "a\nb"], "--reason: must be a reason without"),
+        (
+            &["status", "--admin", "https://a:1", "--ca", "/no"],
+            "/no: certificates cannot be read: No",
+        ),
         (&["torrent", "list", "--retries", "x"], "--retries"),
     ]);
     for words in asking("x") {

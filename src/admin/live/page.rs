@@ -192,7 +192,7 @@ mod tests {
     fn who_may_not_see_torrents_is_told_who_may() {
         let page = page_of(&sample(), None);
         assert!(page.contains(NO_TORRENTS) && !page.contains("Completed"));
-        assert!(page_of(&sample(), Some(Vec::new())).contains("There is no torrent."));
+        assert!(page_of(&sample(), Some(Vec::new())).contains("No torrent has peers."));
     }
 
     #[test]

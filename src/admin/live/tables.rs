@@ -119,7 +119,7 @@ pub(super) static LAYOUTS: [Layout; 12] = [
         title: "Largest torrents",
         note: "Renewed every 10 s while this page is open. A click on a hash copies it.",
         columns: &[Text("Torrent"), Number("Seeders"), Number("Leechers"), Number("Completed")],
-        empty: "There is no torrent.",
+        empty: "No torrent has peers.",
         span: 3,
     },
     Layout {

@@ -3,6 +3,7 @@
 
 mod address;
 mod output;
+mod pages;
 
 use std::fs;
 use std::io;
@@ -12,8 +13,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{Method, Request};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 
 use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_with, reachable};
@@ -23,6 +24,7 @@ use crate::server::{self, ServingListener};
 use crate::sys::holder::listening_users;
 pub(super) use address::AdminAddress;
 pub(super) use output::ChangeOutput;
+pub(super) use pages::PagedList;
 
 /// The wait between two tries.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -59,11 +61,11 @@ pub(super) struct AdminArguments {
     /// The token; visible to other users of this host in the process list
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
-    /// Further tries, 2 s apart, where there is no response
+    /// Further tries if there is no response, 2 s apart
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(..=1000))]
     retries: u32,
-    /// Trust only the authorities in this PEM file (https)
+    /// Trust only the certificates in this PEM file (https)
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
     /// Accept any certificate (https)
@@ -78,7 +80,7 @@ pub(super) enum AdminArgumentError {
     TokenFile(PathBuf, io::Error),
     #[error("--token-file: the first line of {} is empty", .0.display())]
     EmptyTokenFile(PathBuf),
-    #[error("the token has characters that a header cannot carry")]
+    #[error("the token has characters that an HTTP header cannot contain")]
     Token,
     /// The environment may name the listener, the token, and where tokens are kept.
     #[error(
@@ -111,8 +113,17 @@ pub(super) enum AdminError {
         /// Why.
         problem: String,
     },
+    /// A proxy in front of the listener wants a login of its own, in the token's header.
+    #[error(
+        "a proxy at {0} asks for a login, which is not the token; remedy: have it forward /api/ \
+         with the header Authorization and without a login, as docs/reverse-proxies.md shows"
+    )]
+    ProxyLogin(String),
     /// The response is not that of an admin listener.
-    #[error("the program at {0} is not skep, or an older version; remedy: see --admin")]
+    #[error(
+        "the program at {0} is not skep's admin listener, or one of an older version; remedy: \
+         name skep's admin listener with --admin"
+    )]
     NotSkep(String),
     /// Another user's program listens where skep is expected.
     #[error(
@@ -386,11 +397,31 @@ impl AdminClient {
         })?;
         let status = response.status().as_u16();
         let body: Option<Value> = serde_json::from_slice(response.body()).ok();
-        let body = body.ok_or_else(|| TryError::Final(AdminError::NotSkep(at())))?;
+        let body = body.ok_or_else(|| not_of_skep(&response, at()))?;
         match status {
             200..=299 => Ok(AdminResponse { is_created: status == 201, body }),
             _ => Err(failure(status, &body, at)),
         }
+    }
+}
+
+/// What a response without JSON means, which skep did not write.
+fn not_of_skep<T>(response: &Response<T>, at: String) -> TryError {
+    let schemes = response.headers().get_all(WWW_AUTHENTICATE).iter();
+    let mut schemes =
+        schemes.filter_map(|value| value.as_bytes().split(u8::is_ascii_whitespace).next());
+    match response.status() {
+        StatusCode::UNAUTHORIZED if schemes.any(|scheme| scheme.eq_ignore_ascii_case(b"Basic")) => {
+            TryError::Final(AdminError::ProxyLogin(at))
+        }
+        status @ (StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT) => {
+            let problem =
+                format!("a proxy there cannot reach it (HTTP status {})", status.as_u16());
+            TryError::Temporary(AdminError::Unreachable { at, problem })
+        }
+        _ => TryError::Final(AdminError::NotSkep(at)),
     }
 }
 
@@ -559,6 +590,27 @@ mod tests {
         assert_eq!(kind(404, "unknown_passkey"), "false: f: m");
         assert!(kind(404, "no_such_page").contains("older version"));
         assert!(kind(404, "").contains("not skep"));
+    }
+
+    #[test]
+    fn what_a_proxy_responds_is_not_taken_for_another_program() {
+        let error = |status: u16, scheme: &str| {
+            let response = Response::builder().status(status).header("WWW-Authenticate", scheme);
+            match not_of_skep(&response.body(()).unwrap(), "https://x".into()) {
+                TryError::Temporary(error) => format!("again: {error}"),
+                TryError::Token => "token".into(),
+                TryError::Final(error) => error.to_string(),
+            }
+        };
+        for scheme in ["Basic realm=\"skep\"", "basic"] {
+            assert!(error(401, scheme).starts_with("a proxy at https://x asks for a login"));
+        }
+        assert!(error(401, "Bearer").contains("is not skep"));
+        for status in [502, 503, 504] {
+            let text = error(status, "");
+            assert!(text.starts_with("again: cannot reach https://x: a proxy there"), "{text}");
+        }
+        assert!(error(500, "").contains("is not skep"));
     }
 
     #[test]

@@ -137,9 +137,9 @@ fn jumps(report: &HostReport) -> Finding {
     let snapshots = report.facts.state.iter().flat_map(|it| &it.snapshots);
     let unread = snapshots.filter_map(|(name, at_s)| Some((name, at_s.as_ref().err()?)));
     match unread.into_iter().next() {
-        Some((name, reason)) => JUMPS
-            .info(format!("unknown time of {name}: {reason}"))
-            .remedied("look again as the tracker's user, or as root\n$ sudo -u skep skep doctor"),
+        Some((name, reason)) => JUMPS.info(format!("unknown time of {name}: {reason}")).remedied(
+            "look again as the tracker's user, or as root\n$ runuser -u skep -- skep doctor",
+        ),
         None => JUMPS.ok("not set during the check, and no snapshot is dated in the future"),
     }
 }

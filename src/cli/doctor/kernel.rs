@@ -101,7 +101,7 @@ fn sysctl(report: &HostReport) -> Finding {
         Ok(0) => SYSCTL.ok("kernel.io_uring_disabled = 0"),
         Ok(value) if works => SYSCTL
             .info(format!("kernel.io_uring_disabled = {value}, but this user may use io_uring"))
-            .remedied("check that the tracker's user may as well: sudo -u USER skep doctor"),
+            .remedied("check that the tracker's user may as well: runuser -u USER -- skep doctor"),
         Ok(value) => SYSCTL.warning(
             format!("kernel.io_uring_disabled = {value}"),
             "$ sysctl -w kernel.io_uring_disabled=0\nand the same in /etc/sysctl.d/99-skep.conf",

@@ -42,7 +42,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Settings, complain, print};
+use super::{FindingsArguments, complain, print};
 use crate::config::{Config, ConfigFinding};
 pub(super) use crate::frontend::figures::size;
 use crate::server::{self, CheckReport, StartError, Validity};
@@ -58,7 +58,7 @@ Examples:
   skep doctor                                this host, as skep without a configuration needs it
   skep doctor --config /etc/skep/skep.toml   as that configuration needs it
   skep doctor --json | jq '.[] | select(.severity == \"problem\")'
-  sudo -u skep skep doctor                   as the tracker's user: limits and files are its own
+  runuser -u skep -- skep doctor             as the tracker's user: limits and files are its own
   docker exec CONTAINER skep doctor          from within: seccomp, control groups
 
 Each finding has a name that stays the same (such as network.receive_buffer), a fact, and, unless it
@@ -80,11 +80,8 @@ Exit codes: 0 no problem, 1 a problem, 2 invalid usage or configuration.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Options {
-    /// Print one JSON array instead of text
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    settings: Settings,
+    findings: FindingsArguments,
 }
 
 /// How long the kernel's counters are watched.
@@ -167,7 +164,7 @@ pub(super) fn run(options: &Options) -> ExitCode {
 /// invalid, else 1 if there is a problem.
 fn report_here(options: &Options) -> Result<u8, StartError> {
     let host = Host::here();
-    let source = options.settings.source()?;
+    let source = options.findings.settings.source()?;
     let CheckReport { configuration, certificate } = server::check(&source);
     let are_settings_valid = configuration.are_settings_valid();
     let (config, configuration) = (configuration.config, configuration.findings);
@@ -179,7 +176,7 @@ fn report_here(options: &Options) -> Result<u8, StartError> {
     facts.renew_metrics(&config);
     let report = HostReport { host, earlier, facts, config, configuration, certificate };
     let findings = examine(&report);
-    print(&if options.json { report::json(&findings) } else { report::text(&findings) })?;
+    print(&if options.findings.json { report::json(&findings) } else { report::text(&findings) })?;
     let has_problem = findings.iter().any(|it| it.severity == Severity::Problem);
     Ok(if are_settings_valid { u8::from(has_problem) } else { 2 })
 }

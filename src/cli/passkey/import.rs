@@ -10,11 +10,11 @@ use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{LimitArguments, NewPasskeyBody};
+use super::{NewPasskeyArguments, NewPasskeyBody, PASSKEYS};
 use crate::access::passkey::{NAME_BYTES_MAX, digest_of};
-use crate::cli::admin::{self, AdminArguments, ChangeOutput, CommandError};
+use crate::cli::admin::{self, ChangeOutput, CommandError};
 use crate::cli::json;
-use crate::cli::table::{Cell, Table};
+use crate::cli::table::{Table, TableCell};
 use crate::cli::text::count;
 use crate::sys::regular_file;
 
@@ -49,13 +49,8 @@ pub(in crate::cli) struct Options {
     /// Issue a new passkey for each line, which is a name
     #[arg(long)]
     issue: bool,
-    /// Print a JSON object for each passkey
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    limits: LimitArguments,
-    #[command(flatten)]
-    admin: AdminArguments,
+    new: NewPasskeyArguments,
 }
 
 /// A line of the input.
@@ -67,7 +62,10 @@ struct ImportLine<'a> {
 
 /// Imports passkeys.
 pub(super) fn run(options: &Options) -> Result<ExitCode, CommandError> {
-    let shown = options.file.display();
+    let shown = match options.file == Path::new("-") {
+        true => "standard input".into(),
+        false => options.file.display().to_string(),
+    };
     let text = read(&options.file)
         .map_err(|error| CommandError::Failed(format!("cannot read {shown}: {error}")))?;
     let entries = parse(&text, options.issue).map_err(|faults| {
@@ -89,20 +87,22 @@ fn import(
     entries: &[ImportLine<'_>],
     output: &mut ChangeOutput,
 ) -> Result<ExitCode, CommandError> {
-    let mut client = options.admin.client()?;
+    let NewPasskeyArguments { json: as_json, limits, admin } = &options.new;
+    let mut client = admin.client()?;
+    let target = format!("{PASSKEYS}/import");
     let mut table = Table::new(["STATUS", "ID", "PASSKEY", "NAME"]);
     let (mut done, mut known) = (0, 0);
     for some in entries.chunks(REQUEST_MAX) {
         let body = |entry: &ImportLine<'_>| {
             let ImportLine { passkey, name } = *entry;
-            json!(NewPasskeyBody { name, passkey, limits: &options.limits })
+            json!(NewPasskeyBody { name, passkey, limits })
         };
         let body = json!({ "passkeys": some.iter().map(body).collect::<Vec<_>>() });
-        let (target, body) = ("/api/v1/passkeys/import", body.to_string().into_bytes());
+        let body = body.to_string().into_bytes();
         // Only passkeys that clients have can be imported twice without effect.
         let response = match options.issue {
-            true => client.request_once(Method::POST, target, body),
-            false => client.request(Method::POST, target, body),
+            true => client.request_once(Method::POST, &target, body),
+            false => client.request(Method::POST, &target, body),
         };
         let response = response.map_err(|error| {
             let rest = entries.len() - done;
@@ -111,7 +111,7 @@ fn import(
         let results = response.body["passkeys"].as_array().cloned().unwrap_or_default();
         done += results.len();
         known += results.iter().filter(|it| it["status"] == "known").count();
-        if options.json {
+        if *as_json {
             output.print(&json::lines(&results));
         } else {
             output.keep(|| table.print(&results.iter().map(row).collect::<Vec<_>>()));
@@ -132,15 +132,15 @@ fn lost(error: &io::Error, issued: &[Value], rest: usize) -> CommandError {
     let (number, rest) = (count(issued.len() as u64, "passkey"), count(rest as u64, "line"));
     let ids: Vec<_> = issued.iter().filter_map(|it| it["id"].as_str()).collect();
     CommandError::Failed(format!(
-        "cannot write to standard output: {error}; issued, and not or not all of them shown: \
+        "cannot write to standard output: {error}; issued, and some or all of them not shown: \
          {number}; not imported: {rest}; remedy: revoke those that are lost, skep passkey revoke \
          {}",
         ids.join(" ")
     ))
 }
 
-fn row(result: &Value) -> [Cell; 4] {
-    let text = |key: &str| Cell::Text(result[key].as_str().unwrap_or("-").to_owned());
+fn row(result: &Value) -> [TableCell; 4] {
+    let text = |key: &str| TableCell::Text(result[key].as_str().unwrap_or("-").to_owned());
     [text("status"), text("id"), text("passkey"), text("name")]
 }
 
@@ -179,16 +179,20 @@ fn parse(text: &str, issue: bool) -> Result<Vec<ImportLine<'_>>, Vec<String>> {
         }
     }
     if entries.is_empty() && faults.is_empty() {
-        faults.push("1: there is no line with a passkey".into());
+        faults.push("1: no line has a passkey".into());
     }
     if faults.is_empty() { Ok(entries) } else { Err(faults) }
 }
 
 /// Splits a line into a passkey and a name.
 fn split(line: &str) -> ImportLine<'_> {
-    let is_separator = |it: char| it.is_whitespace() || it == ',';
     let (passkey, name) = line.split_once(is_separator).unwrap_or((line, ""));
     ImportLine { passkey: Some(passkey), name: name.trim_matches(is_separator) }
+}
+
+/// Whether a character is between a passkey and a name.
+fn is_separator(character: char) -> bool {
+    character.is_whitespace() || character == ','
 }
 
 /// What is wrong with a line. A passkey is not repeated: it may be another's, misplaced.
@@ -197,8 +201,13 @@ fn fault(entry: &ImportLine<'_>) -> Option<&'static str> {
     if !entry.passkey.is_none_or(is_passkey) {
         return Some("a line must begin with a passkey of 32 hexadecimal digits (see --issue)");
     }
+    // As a name, the passkey would be kept, logged and listed.
+    let first = entry.name.split(is_separator).next().unwrap_or_default();
+    if entry.passkey.is_none() && is_passkey(first) {
+        return Some("the line begins with a passkey; with --issue a line is a name alone");
+    }
     let is_name = entry.name.len() <= NAME_BYTES_MAX && !entry.name.chars().any(char::is_control);
-    (!is_name).then_some("a name must be at most 100 bytes without control characters")
+    (!is_name).then_some("a name has at most 100 bytes, and no control characters")
 }
 
 #[cfg(test)]
@@ -233,5 +242,9 @@ mod tests {
         assert!(!faults.concat().contains(&key));
         assert!(parse("# nothing\n", false).unwrap_err()[0].contains("no line"));
         assert_eq!(parse(&long, true).unwrap_err().len(), 1);
+        for line in [&key, &format!("{key},ann")] {
+            let faults = parse(line, true).unwrap_err();
+            assert!(faults[0].contains("begins with a passkey") && !faults[0].contains(&key));
+        }
     }
 }

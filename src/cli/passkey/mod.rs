@@ -2,19 +2,21 @@
 
 mod import;
 
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use http::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::admin::{self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError};
+use super::admin::{
+    self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError, PagedList,
+};
 use super::json;
-use super::table::{Cell, Table};
+use super::table::TableCell;
 use super::text::{count, escaped};
-use crate::access::passkey::{digest_of, id_of};
+use crate::access::passkey::{NAME_BYTES_MAX, digest_of, id_of};
 
 const ADD_EXAMPLES: &str = "\
 Examples:
@@ -36,36 +38,43 @@ peers, bytes uploaded, bytes downloaded, announces, issued, name.";
 
 const REVOKE_EXAMPLES: &str = "\
 Examples:
-  skep passkey revoke ann                    by its name, if no other passkey has that
+  skep passkey revoke ann                    by its name, if only one passkey has it
   skep passkey revoke e4147ab02c6f19d8       by its id, as in `skep passkey list`
-  skep passkey revoke 0123456789abcdef0123456789abcdef    a leaked one, by itself
+  skep passkey revoke 0123456789abcdef0123456789abcdef    a leaked passkey itself
 
 A revoked passkey is invalid from the next announce on, and its totals are gone.";
 
-/// Entries in one response.
-const PAGE: &str = "1000";
+/// The path of the passkeys.
+const PASSKEYS: &str = "/api/v1/passkeys";
 
 /// Subcommands of `skep passkey`.
 #[derive(Debug, Subcommand)]
 pub(super) enum PasskeyCommand {
     /// Issue a passkey
-    Add(AddOptions),
+    Add(IssuePasskeyOptions),
     /// List passkeys with their totals
-    List(ListOptions),
+    List(ListPasskeysOptions),
     /// Revoke passkeys
-    Revoke(RevokeOptions),
+    Revoke(RevokePasskeysOptions),
     /// Add many passkeys: those that clients have from another tracker, or new ones
     Import(import::Options),
 }
 
 /// Arguments of `add`.
 #[derive(Debug, Args)]
-#[command(after_help = admin::help(ADD_EXAMPLES, "no passkey is issued"))]
-pub(super) struct AddOptions {
+#[command(after_help = admin::help(ADD_EXAMPLES, "no passkey has been issued"))]
+pub(super) struct IssuePasskeyOptions {
     /// The holder's name
     #[arg(value_name = "NAME", value_parser = name)]
     name: String,
-    /// Print one JSON object
+    #[command(flatten)]
+    new: NewPasskeyArguments,
+}
+
+/// The arguments of both subcommands that add passkeys.
+#[derive(Debug, Args)]
+struct NewPasskeyArguments {
+    /// Print a JSON object for each passkey
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -95,7 +104,7 @@ struct LimitArguments {
 /// Arguments of `list`.
 #[derive(Debug, Args)]
 #[command(after_help = admin::help(LIST_EXAMPLES, "the tracker refuses or does not respond"))]
-pub(super) struct ListOptions {
+pub(super) struct ListPasskeysOptions {
     /// Only passkeys with exactly this name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -109,9 +118,10 @@ pub(super) struct ListOptions {
 /// Arguments of `revoke`.
 #[derive(Debug, Args)]
 #[command(after_help = admin::help(REVOKE_EXAMPLES, "at least one passkey is not revoked"))]
-pub(super) struct RevokeOptions {
+pub(super) struct RevokePasskeysOptions {
     /// Ids, names, or passkeys themselves
-    #[arg(required = true, value_name = "ID|NAME|PASSKEY")]
+    #[arg(required = true, value_name = "ID|NAME|PASSKEY",
+          value_parser = NonEmptyStringValueParser::new())]
     passkeys: Vec<String>,
     /// Print a JSON object for each passkey
     #[arg(long)]
@@ -120,10 +130,15 @@ pub(super) struct RevokeOptions {
     admin: AdminArguments,
 }
 
-/// Parses a name: not empty, so that somebody can find the passkey later.
+/// Parses a name: not blank, so that somebody can find the passkey later.
 fn name(text: &str) -> Result<String, &'static str> {
-    let is_sound = !text.trim().is_empty() && !text.chars().any(char::is_control);
-    if is_sound { Ok(text.to_owned()) } else { Err("allowed: a text without control characters") }
+    let is_sound = !text.trim().is_empty()
+        && text.len() <= NAME_BYTES_MAX
+        && !text.chars().any(char::is_control);
+    match is_sound {
+        true => Ok(text.to_owned()),
+        false => Err("allowed: 1 to 100 bytes, a text without control characters, not all blanks"),
+    }
 }
 
 /// Runs the command and returns its exit code.
@@ -147,14 +162,15 @@ struct NewPasskeyBody<'a> {
 }
 
 /// Issues a passkey.
-fn add(options: &AddOptions) -> Result<ExitCode, CommandError> {
-    let mut client = options.admin.client()?;
-    let body = NewPasskeyBody { name: &options.name, passkey: None, limits: &options.limits };
+fn add(options: &IssuePasskeyOptions) -> Result<ExitCode, CommandError> {
+    let NewPasskeyArguments { json: as_json, limits, admin } = &options.new;
+    let mut client = admin.client()?;
+    let body = NewPasskeyBody { name: &options.name, passkey: None, limits };
     let body = json!(body).to_string().into_bytes();
-    let new = client.request_once(Method::POST, "/api/v1/passkeys", body)?.body;
+    let new = client.request_once(Method::POST, PASSKEYS, body)?.body;
     let text = |key: &str| escaped(new[key].as_str().unwrap_or_default());
     let (passkey, id, name) = (text("passkey"), text("id"), text("name"));
-    let lines = match options.json {
+    let lines = match as_json {
         true => json::line(&new),
         false => format!(
             "passkey  {passkey}\nid       {id}\nname     {name}\npath     /announce/{passkey}\n"
@@ -168,7 +184,7 @@ fn add(options: &AddOptions) -> Result<ExitCode, CommandError> {
              it is shown only once; remedy: revoke it, skep passkey revoke {id}"
         )));
     }
-    if options.json {
+    if *as_json {
         return Ok(ExitCode::SUCCESS);
     }
     // The passkey is issued, whatever becomes of this question.
@@ -184,64 +200,53 @@ fn add(options: &AddOptions) -> Result<ExitCode, CommandError> {
 
 /// The passkeys with this name; at most 1000.
 fn named(client: &mut AdminClient, name: &str) -> Result<Vec<Value>, AdminError> {
-    let query = admin::query(&[("limit", PAGE), ("name", name)]);
-    let page = client.get(&format!("/api/v1/passkeys{query}"))?;
+    let query = admin::query(&[("limit", "1000"), ("name", name)]);
+    let page = client.get(&format!("{PASSKEYS}{query}"))?;
     Ok(page["passkeys"].as_array().cloned().unwrap_or_default())
 }
 
 /// Lists passkeys.
-fn list(options: &ListOptions) -> Result<ExitCode, CommandError> {
+fn list(options: &ListPasskeysOptions) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
-    let heads = ["ID", "TORRENTS", "PEERS", "UP", "DOWN", "ANNOUNCES", "ISSUED", "NAME"];
-    let mut table = Table::new(heads);
-    let (mut after, mut has_any) = (None::<String>, false);
-    loop {
-        let mut parameters = vec![("limit", PAGE)];
-        parameters.extend(options.name.as_deref().map(|it| ("name", it)));
-        parameters.extend(after.as_deref().map(|it| ("after", it)));
-        let page = client.get(&format!("/api/v1/passkeys{}", admin::query(&parameters)))?;
-        let passkeys = page["passkeys"].as_array().map_or(&[][..], Vec::as_slice);
-        has_any |= !passkeys.is_empty();
-        if options.json {
-            io::stdout().lock().write_all(json::lines(passkeys).as_bytes())?;
-        } else {
-            table.print(&passkeys.iter().map(row).collect::<Vec<_>>())?;
-        }
-        after = page["next"].as_str().map(str::to_owned);
-        if after.is_none() {
-            break;
-        }
-    }
-    if !has_any && !options.json {
-        super::complain("there is no such passkey");
-    }
-    Ok(ExitCode::SUCCESS)
+    let list = PagedList {
+        path: PASSKEYS,
+        parameters: options.name.as_deref().map(|name| ("name", name)).into_iter().collect(),
+        field: "passkeys",
+        entries_max: usize::MAX,
+        heads: ["ID", "TORRENTS", "PEERS", "UP", "DOWN", "ANNOUNCES", "ISSUED", "NAME"],
+        row,
+        if_empty: match options.name {
+            Some(_) => "no passkey has this name",
+            None => "no passkey has been issued",
+        },
+    };
+    list.print(&mut client, options.json)
 }
 
-fn row(passkey: &Value) -> [Cell; 8] {
-    let text = |key: &str| Cell::Text(passkey[key].as_str().unwrap_or_default().to_owned());
-    let number = |key: &str| Cell::Number(passkey[key].as_u64().unwrap_or_default());
+fn row(passkey: &Value) -> [TableCell; 8] {
+    let text = |key: &str| TableCell::Text(passkey[key].as_str().unwrap_or_default().to_owned());
+    let number = |key: &str| TableCell::Number(passkey[key].as_u64().unwrap_or_default());
     [
         text("id"),
         number("torrents"),
         number("peers"),
-        Cell::Bytes(passkey["uploaded"].as_u64()),
-        Cell::Bytes(passkey["downloaded"].as_u64()),
+        TableCell::Bytes(passkey["uploaded"].as_u64()),
+        TableCell::Bytes(passkey["downloaded"].as_u64()),
         number("announces"),
-        Cell::Date(passkey["issued_s"].as_u64()),
+        TableCell::Date(passkey["issued_s"].as_u64()),
         text("name"),
     ]
 }
 
 /// Revokes passkeys.
-fn revoke(options: &RevokeOptions) -> Result<ExitCode, CommandError> {
+fn revoke(options: &RevokePasskeysOptions) -> Result<ExitCode, CommandError> {
     let mut output = ChangeOutput::default();
     let revoked = revoke_all(options, &mut output);
     output.end(revoked)
 }
 
 fn revoke_all(
-    options: &RevokeOptions,
+    options: &RevokePasskeysOptions,
     output: &mut ChangeOutput,
 ) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
@@ -278,7 +283,7 @@ fn revoke_one(client: &mut AdminClient, text: &str) -> Result<String, CommandErr
         None if is_id => text.to_ascii_lowercase(),
         None => id_of_name(client, text)?,
     };
-    client.request(Method::DELETE, &format!("/api/v1/passkeys/{id}"), Vec::new())?;
+    client.request(Method::DELETE, &format!("{PASSKEYS}/{id}"), Vec::new())?;
     Ok(id)
 }
 
@@ -290,7 +295,7 @@ fn id_of_name(client: &mut AdminClient, name: &str) -> Result<String, CommandErr
         (Some(id), None) => Ok(id.to_owned()),
         (None, _) => Err(CommandError::Failed("there is no passkey with this name or id".into())),
         _ => Err(CommandError::Failed(format!(
-            "{} have this name; remedy: name one by its id, see `skep passkey list --name`",
+            "{} have this name; remedy: name one by its id, see `skep passkey list --name NAME`",
             count(found.len() as u64, "passkey")
         ))),
     }
@@ -303,7 +308,7 @@ mod tests {
     #[test]
     fn a_name_can_be_found_again() {
         assert_eq!(name("ann b"), Ok("ann b".into()));
-        assert!(["", " ", "a\nb"].iter().all(|it| name(it).is_err()));
+        assert!(["", " ", "a\nb", &"x".repeat(101)].iter().all(|it| name(it).is_err()));
     }
 
     #[test]

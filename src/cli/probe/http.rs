@@ -89,7 +89,7 @@ impl HttpProbe {
         };
         push_announce(&mut target, &announcement);
         let (body, duration_ms) = self.ask(step, &target)?;
-        let announce = granted(step, &body, tracker_response::announced(&body))?;
+        let announce = granted(step, &body, &self.path, tracker_response::announced(&body))?;
         Ok(AnnounceReport {
             duration_ms,
             interval_s: announce.interval_s,
@@ -117,8 +117,11 @@ impl HttpProbe {
                 // An idle connection was closed: this does not count as a try.
                 Err(HttpProbeError::Stale) if kept => {}
                 Err(HttpProbeError::Stale) => {
-                    let problem = "closed without a response: not a tracker, or the wrong path";
-                    return Err(StepFailure::new(step, problem));
+                    let has_tls = self.route.tls.is_some();
+                    return Err(StepFailure::new(
+                        step,
+                        hints::without_response(has_tls, &self.path),
+                    ));
                 }
                 Err(HttpProbeError::Status(status)) => {
                     return Err(StepFailure::new(step, hints::status(status, &self.path, false)));
@@ -193,7 +196,7 @@ impl Conversation for HttpProbe {
         let scraped = tracker_response::scraped(&body, |torrent, entry| {
             found = found.or_else(|| (torrent == info_hash.0).then_some(entry));
         });
-        let torrents = granted(step, &body, scraped)?;
+        let torrents = granted(step, &body, "", scraped)?;
         let problem = || format!("response has {torrents} torrents, without the requested one");
         let scrape_entry = found.ok_or_else(|| StepFailure::new(step, problem()))?;
         Ok(Some(Scrape::of(duration_ms, scrape_entry)))
@@ -274,10 +277,11 @@ fn trouble(error: &io::Error, nothing_read: bool) -> HttpProbeError {
     }
 }
 
-/// The parsed response, or why it is refused or malformed.
+/// The parsed response, or why it is refused or malformed. `path` is that of an announce.
 fn granted<T>(
     step: &'static str,
     body: &[u8],
+    path: &str,
     response: Result<TrackerResponse<'_, T>, ResponseError>,
 ) -> Result<T, StepFailure> {
     let problem = match response {
@@ -292,7 +296,7 @@ fn granted<T>(
                 escaped_start(body)
             )
         }
-        Err(flaw) => format!("malformed: {}", flaw.text()),
+        Err(flaw) => hints::incomplete(flaw.text(), path),
     };
     Err(StepFailure::new(step, problem))
 }

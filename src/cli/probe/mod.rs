@@ -10,7 +10,6 @@ mod udp;
 mod websocket;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,7 +26,7 @@ use crate::protocol::passkey::{self, PASSKEY_BYTES_MAX};
 use crate::sys::clock::Clock;
 use crate::types::{InfoHash, PeerId, ScrapeEntry};
 
-use super::info_hash;
+use super::{complain, info_hash, print};
 use hints::ProbeRequest;
 use stream::ConnectRoute;
 
@@ -49,8 +48,8 @@ What each step means:
             over UDP it carries no passkey, and may be refused if one is given.
   leave     sends a stop, also after a lost response, so that no peer remains.
 
-A tracker that serves registered torrents alone refuses a random one: name one with --info-hash. A
-refusal shows that the tracker is alive; whether skep itself is well, skep health finds out.
+A tracker of registered torrents refuses a random one: name one of its torrents with --info-hash.
+A refusal shows that the tracker is alive; to find out whether skep is well, use skep health.
 
 Exit codes: 0 every address responded correctly to every request, 1 at least one did not, 2 invalid
 usage.";
@@ -77,13 +76,13 @@ pub(super) struct Options {
     /// Append this passkey to the path of every URL: /announce/KEY
     #[arg(long, value_name = "KEY", value_parser = passkey_of_argument)]
     passkey: Option<String>,
-    /// Trust only this PEM file: authorities, or the server's own certificate (https, wss)
+    /// Trust only the certificates in this PEM file (https, wss)
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
     /// Accept any certificate (https, wss)
     #[arg(long)]
     insecure: bool,
-    /// Seconds to wait for the first response; the wait doubles with each further try (BEP 15)
+    /// Seconds to wait for the first response; twice as long with each try
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=3840))]
     timeout: u64,
@@ -225,9 +224,14 @@ pub(super) fn run(options: &Options) -> ExitCode {
     } else {
         report.results.iter().map(to_text).collect::<String>() + &total(&report.results)
     };
-    // A closed pipe is not an error.
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
-    if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    match print(&text) {
+        Ok(()) if report.ok => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Probes every address of a URL.
@@ -293,8 +297,8 @@ fn probe_address(
             names_torrent: options.info_hash.is_some(),
             names_passkey: passkey::of_path(asked.path.as_bytes()).is_some(),
         };
-        if let Some(remedy) = failure.refusal.as_deref().and_then(|it| request.remedy(it)) {
-            let _ = write!(failure.problem, "; remedy: {remedy}");
+        if let Some(reason) = &failure.refusal {
+            failure.problem = request.explained(reason, &failure.problem);
         }
         verdict.error = Some(failure);
     }

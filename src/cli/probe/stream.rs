@@ -87,10 +87,7 @@ fn unopened(error: &io::Error) -> OpenError {
 /// A connection's error as text, with a remedy.
 pub(super) fn describe(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            "nothing listens there (connection refused): is the tracker running, is the port right?"
-                .into()
-        }
+        io::ErrorKind::ConnectionRefused => hints::closed("connection refused"),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             "the connection was reset: no tracker there, or it refuses this client".into()
         }

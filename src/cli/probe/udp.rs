@@ -219,7 +219,7 @@ fn unexpected(step: &'static str) -> StepFailure {
 /// A socket's error as text.
 fn describe(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => "nothing listens there (ICMP port unreachable)".into(),
+        io::ErrorKind::ConnectionRefused => hints::closed("UDP: ICMP port unreachable"),
         _ if hints::is_unrouted(error) => hints::NO_ROUTE.into(),
         _ => error.to_string(),
     }

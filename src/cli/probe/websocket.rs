@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tungstenite::error::ProtocolError;
 use tungstenite::handshake::HandshakeError;
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Error, Message, WebSocket};
@@ -78,7 +79,9 @@ impl WebSocketProbe {
         match tungstenite::client::client_with_config(self.url.as_str(), stream, Some(config)) {
             Ok((socket, _)) => Ok(socket),
             Err(HandshakeError::Interrupted(_)) => Err(WebSocketProbeError::TimedOut),
-            Err(HandshakeError::Failure(error)) => Err(not_upgraded(&error, &self.path)),
+            Err(HandshakeError::Failure(error)) => {
+                Err(not_upgraded(&error, &self.path, self.route.tls.is_some()))
+            }
         }
     }
 
@@ -239,10 +242,13 @@ fn exchange(
 }
 
 /// Why an upgrade failed.
-fn not_upgraded(error: &Error, path: &str) -> WebSocketProbeError {
+fn not_upgraded(error: &Error, path: &str, has_tls: bool) -> WebSocketProbeError {
     match error {
         Error::Http(response) => {
             let status = response.status().as_u16();
+            if let (300..400, Some(place)) = (status, response.headers().get("location")) {
+                return WebSocketProbeError::Failed(hints::redirect(status, place.as_bytes()));
+            }
             // skep names the reason in the body; other bodies are pages for browsers.
             let body = response.body().as_deref().unwrap_or_default().trim_ascii();
             match Refusal::ALL.iter().find(|it| it.text().as_bytes() == body) {
@@ -251,6 +257,9 @@ fn not_upgraded(error: &Error, path: &str) -> WebSocketProbeError {
             }
         }
         Error::Io(error) => about(error),
+        Error::Protocol(ProtocolError::HandshakeIncomplete) => {
+            WebSocketProbeError::Failed(hints::without_response(has_tls, path))
+        }
         Error::Protocol(_) => WebSocketProbeError::Failed(
             "the response is not a WebSocket upgrade: not a WebTorrent tracker".into(),
         ),

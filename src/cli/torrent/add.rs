@@ -5,7 +5,6 @@
 //! restarting.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +16,7 @@ use serde::Serialize;
 use crate::cli::admin::{
     self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError,
 };
-use crate::cli::info_hash;
+use crate::cli::info_hash::{FileError, not_a_torrent, read, torrent_files};
 use crate::cli::json;
 use crate::cli::text::escaped;
 use crate::client::metainfo::Metainfo;
@@ -34,13 +33,10 @@ torrent lead to one swarm. A torrent that was registered before is listed as kno
 does not respond, or refuses every request, skep stops at the first file and counts the others as
 not tried.";
 
-/// The deepest folder that is searched.
-const DEPTH_MAX: usize = 32;
-
 /// Arguments of `add`.
 #[derive(Debug, Args)]
 #[command(after_help = admin::help(EXAMPLES, "at least one file is not registered"))]
-pub(in crate::cli) struct Options {
+pub(in crate::cli) struct AddTorrentsOptions {
     /// .torrent files, or folders that contain them
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
@@ -55,7 +51,7 @@ pub(in crate::cli) struct Options {
 #[derive(Debug, Serialize)]
 struct FileResult {
     file: String,
-    status: Status,
+    status: FileStatus,
     info_hash: Option<String>,
     info_hash_v2: Option<String>,
     name: Option<String>,
@@ -64,7 +60,7 @@ struct FileResult {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Status {
+enum FileStatus {
     /// The torrent is newly registered.
     Registered,
     /// The torrent was registered before.
@@ -91,17 +87,14 @@ struct RegistrationBody<'a> {
 }
 
 /// Registers all files.
-pub(super) fn run(options: &Options) -> Result<ExitCode, CommandError> {
+pub(super) fn run(options: &AddTorrentsOptions) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
-    let mut files = Vec::new();
-    for path in &options.paths {
-        collect(path, 0, &mut files);
-    }
+    let files: Vec<_> = options.paths.iter().flat_map(|path| torrent_files(path)).collect();
     let mut progress = Progress::new(files.len(), options.json);
     for found in files {
         let result = match found {
             Ok(path) => add(&mut client, &path),
-            Err((path, problem)) => Ok(FileResult::failed(&path, problem)),
+            Err(FileError { path, problem }) => Ok(FileResult::failed(&path, problem)),
         };
         match result {
             Ok(result) => progress.print_result(&result),
@@ -111,52 +104,18 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, CommandError> {
     progress.end(None)
 }
 
-/// A file to register, or a path that cannot be read and why.
-type FoundFile = Result<PathBuf, (PathBuf, String)>;
-
-/// Adds a file, or the `.torrent` files of a folder in sorted order. A file named on the command
-/// line needs no `.torrent` extension. Links to folders are followed only there.
-fn collect(path: &Path, depth: usize, files: &mut Vec<FoundFile>) {
-    let failed = |problem: String| Err((path.to_owned(), problem));
-    let is_folder = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_symlink() && depth == 0 => path.is_dir(),
-        Ok(metadata) => metadata.is_dir(),
-        Err(error) => return files.push(failed(error.to_string())),
-    };
-    if !is_folder {
-        if depth == 0 || path.extension().is_some_and(|it| it.eq_ignore_ascii_case("torrent")) {
-            files.push(Ok(path.to_owned()));
-        }
-        return;
-    }
-    if depth > DEPTH_MAX {
-        return files.push(failed(format!("more than {DEPTH_MAX} folders within each other")));
-    }
-    let entries = fs::read_dir(path).and_then(|them| {
-        let paths = them.map(|it| Ok(it?.path()));
-        paths.collect::<io::Result<Vec<_>>>()
-    });
-    match entries {
-        Err(error) => files.push(failed(error.to_string())),
-        Ok(mut paths) => {
-            paths.sort();
-            paths.iter().for_each(|it| collect(it, depth + 1, files));
-        }
-    }
-}
-
 /// Registers one file.
 ///
 /// # Errors
 /// [`AdminError`] if every further file would fail in the same way.
 fn add(client: &mut AdminClient, path: &Path) -> Result<FileResult, AdminError> {
-    let bytes = match info_hash::read(path) {
+    let bytes = match read(path) {
         Ok(bytes) => bytes,
         Err(error) => return Ok(FileResult::failed(path, error.to_string())),
     };
     let torrent = match Metainfo::parse(&bytes) {
         Ok(torrent) => torrent,
-        Err(error) => return Ok(FileResult::failed(path, format!("is not a torrent: {error}"))),
+        Err(error) => return Ok(FileResult::failed(path, not_a_torrent(&error))),
     };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let info_hash = torrent.info_hash().map(|it| it.to_string());
@@ -179,10 +138,10 @@ fn add(client: &mut AdminClient, path: &Path) -> Result<FileResult, AdminError> 
         Err(error) => return Ok(FileResult::failed(path, error.to_string())),
     };
     let (status, error) = match client.request(Method::POST, "/api/v1/torrents", body) {
-        Ok(response) if response.is_created => (Status::Registered, None),
-        Ok(_) => (Status::Known, None),
+        Ok(response) if response.is_created => (FileStatus::Registered, None),
+        Ok(_) => (FileStatus::Known, None),
         Err(error) if error.is_final() => return Err(error),
-        Err(error) => (Status::Failed, Some(error.to_string())),
+        Err(error) => (FileStatus::Failed, Some(error.to_string())),
     };
     let file = path.display().to_string();
     Ok(FileResult { file, status, info_hash, info_hash_v2: second, name: Some(name), error })
@@ -198,7 +157,7 @@ impl FileResult {
     fn failed(path: &Path, problem: String) -> Self {
         Self {
             file: path.display().to_string(),
-            status: Status::Failed,
+            status: FileStatus::Failed,
             info_hash: None,
             info_hash_v2: None,
             name: None,
@@ -209,9 +168,9 @@ impl FileResult {
     /// The result as a line of text. Names come from untrusted files.
     fn line(&self) -> String {
         let mut line = match self.status {
-            Status::Registered => "registered ".to_owned(),
-            Status::Known => "known      ".to_owned(),
-            Status::Failed => "failed     ".to_owned(),
+            FileStatus::Registered => "registered ".to_owned(),
+            FileStatus::Known => "known      ".to_owned(),
+            FileStatus::Failed => "failed     ".to_owned(),
         };
         if let Some(hash) = &self.info_hash {
             let _ = write!(line, "{hash}  ");
@@ -227,7 +186,7 @@ impl FileResult {
 /// Prints the result of each file, and a count of files done.
 struct Progress {
     total: usize,
-    /// Files by [`Status`].
+    /// Files by [`FileStatus`].
     counts: [usize; 3],
     json: bool,
     /// Whether standard error is a terminal, which shows the count.
@@ -265,9 +224,6 @@ impl Progress {
     /// Prints the sums, and returns the result of the subcommand; with the error that ended it.
     fn end(mut self, error: Option<AdminError>) -> Result<ExitCode, CommandError> {
         self.wipe();
-        if self.total == 0 {
-            crate::cli::complain("no .torrent file found");
-        }
         let [registered, known, failed] = self.counts;
         let mut sum = format!("{registered} registered, {known} known, {failed} failed");
         if self.done() < self.total {

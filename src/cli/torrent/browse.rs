@@ -8,12 +8,10 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::NamedTorrent;
-use crate::cli::admin::{
-    self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError,
-};
+use crate::cli::admin::{self, AdminArguments, AdminError, ChangeOutput, CommandError, PagedList};
 use crate::cli::doctor::size;
 use crate::cli::json;
-use crate::cli::table::{Cell, Table};
+use crate::cli::table::{Table, TableCell};
 use crate::cli::text::{date, escaped};
 use crate::frontend::figures::grouped;
 
@@ -39,27 +37,30 @@ Examples:
   skep torrent remove 5e41ab0866b04ad5a1a1b6d5d6bb5bc1e0d28a51
   skep torrent remove old/*.torrent          by their files
 
-Any hash of a hybrid torrent removes it. Its swarm ends as its peers announce next.";
+Any hash of a hybrid torrent removes it. Its peers are refused at their next announce.";
 
 /// Torrents in a list of swarms, by default.
 const SWARMS_DEFAULT: usize = 20;
 
-/// Entries in one response.
-const PAGE: usize = 1000;
+/// Torrents in a list of swarms, at most: the API has no further pages of it.
+const SWARMS_MAX: usize = 1000;
+
+/// Peers in one response.
+const PEERS_PAGE: usize = 1000;
 
 /// Arguments of `list`.
 #[derive(Debug, Args)]
 #[command(after_help = admin::help(LIST_EXAMPLES, "the tracker refuses or does not respond"))]
-pub(in crate::cli) struct ListOptions {
+pub(in crate::cli) struct ListTorrentsOptions {
     /// List announced torrents, the largest first, instead of registered ones
     #[arg(long)]
     swarms: bool,
-    /// Largest by
+    /// Sort swarms by
     #[arg(long, value_name = "BY", default_value = "peers", requires = "swarms",
           value_parser = ["peers", "seeders", "completed"])]
     sort: String,
     /// List at most N torrents [default: 20 swarms, all registered torrents]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     limit: Option<usize>,
     /// Print a JSON object for each torrent
     #[arg(long)]
@@ -68,10 +69,15 @@ pub(in crate::cli) struct ListOptions {
     admin: AdminArguments,
 }
 
+/// Parses a number of entries.
+fn positive(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|number| *number > 0).ok_or("allowed: a whole number from 1 on")
+}
+
 /// Arguments of `show`.
 #[derive(Debug, Args)]
 #[command(after_help = admin::help(SHOW_EXAMPLES, "the torrent is unknown, or no response"))]
-pub(in crate::cli) struct ShowOptions {
+pub(in crate::cli) struct ShowTorrentOptions {
     /// An info-hash, a magnet link, or a .torrent file
     #[arg(value_name = "HASH|FILE")]
     torrent: NamedTorrent,
@@ -88,7 +94,7 @@ pub(in crate::cli) struct ShowOptions {
 /// Arguments of `remove`.
 #[derive(Debug, Args)]
 #[command(after_help = admin::help(REMOVE_EXAMPLES, "at least one torrent is not removed"))]
-pub(in crate::cli) struct RemoveOptions {
+pub(in crate::cli) struct RemoveTorrentsOptions {
     /// Info-hashes, magnet links, or .torrent files
     #[arg(required = true, value_name = "HASH|FILE")]
     torrents: Vec<NamedTorrent>,
@@ -100,67 +106,48 @@ pub(in crate::cli) struct RemoveOptions {
 }
 
 /// Lists torrents.
-pub(super) fn list(options: &ListOptions) -> Result<ExitCode, CommandError> {
+pub(super) fn list(options: &ListTorrentsOptions) -> Result<ExitCode, CommandError> {
+    let (selection, entries_max) = match (options.swarms, options.limit) {
+        (true, Some(limit)) if limit > SWARMS_MAX => {
+            let problem = format!("--limit: at most {SWARMS_MAX} with --swarms");
+            return Err(CommandError::Usage(problem));
+        }
+        (true, limit) => (("sort", &*options.sort), limit.unwrap_or(SWARMS_DEFAULT)),
+        (false, limit) => (("registered", "true"), limit.unwrap_or(usize::MAX)),
+    };
     let mut client = options.admin.client()?;
-    let heads = ["INFO-HASH", "SEEDERS", "LEECHERS", "COMPLETED", "SIZE", "REGISTERED", "NAME"];
-    let mut table = Table::new(heads);
-    let mut left = options.limit.unwrap_or(usize::MAX);
-    let (mut after, mut listed) = (None, 0);
-    while left > 0 {
-        let limit = left.min(PAGE);
-        let page = match options.swarms {
-            true => swarms(&mut client, options)?,
-            false => registered(&mut client, after.as_deref(), limit)?,
-        };
-        let torrents = page["torrents"].as_array().map_or(&[][..], Vec::as_slice);
-        listed += torrents.len();
-        left -= torrents.len().min(left);
-        if options.json {
-            print_lines(torrents)?;
+    let list = PagedList {
+        path: "/api/v1/torrents",
+        parameters: vec![selection],
+        field: "torrents",
+        entries_max,
+        heads: ["INFO-HASH", "SEEDERS", "LEECHERS", "COMPLETED", "SIZE", "REGISTERED", "NAME"],
+        row,
+        if_empty: if options.swarms {
+            "no torrent has been announced"
         } else {
-            table.print(&torrents.iter().map(row).collect::<Vec<_>>())?;
+            "no torrent is registered"
+        },
+    };
+    list.print(&mut client, options.json).map_err(|error| match error {
+        // Of a tracker that registers nothing, most likely the swarms are wanted.
+        CommandError::Admin(AdminError::Failed(message)) if !options.swarms => {
+            CommandError::Failed(format!("{message}; --swarms lists announced torrents"))
         }
-        after = page["next"].as_str().map(str::to_owned);
-        if after.is_none() {
-            break;
-        }
-    }
-    if listed == 0 && !options.json {
-        let what = if options.swarms { "announced" } else { "registered" };
-        crate::cli::complain(&format!("no torrent is {what}"));
-    }
-    Ok(ExitCode::SUCCESS)
+        other => other,
+    })
 }
 
-/// The largest swarms, in one response.
-fn swarms(client: &mut AdminClient, options: &ListOptions) -> Result<Value, AdminError> {
-    let limit = options.limit.unwrap_or(SWARMS_DEFAULT).to_string();
-    let parameters = [("sort", options.sort.as_str()), ("limit", &limit)];
-    client.get(&format!("/api/v1/torrents{}", admin::query(&parameters)))
-}
-
-/// A page of registered torrents.
-fn registered(
-    client: &mut AdminClient,
-    after: Option<&str>,
-    limit: usize,
-) -> Result<Value, AdminError> {
-    let limit = limit.to_string();
-    let mut parameters = vec![("registered", "true"), ("limit", &*limit)];
-    parameters.extend(after.map(|it| ("after", it)));
-    client.get(&format!("/api/v1/torrents{}", admin::query(&parameters)))
-}
-
-fn row(torrent: &Value) -> [Cell; 7] {
-    let count = |key: &str| Cell::Number(torrent[key].as_u64().unwrap_or_default());
+fn row(torrent: &Value) -> [TableCell; 7] {
+    let count = |key: &str| TableCell::Number(torrent[key].as_u64().unwrap_or_default());
     [
-        Cell::Text(torrent["info_hash"].as_str().unwrap_or_default().to_owned()),
+        TableCell::Text(torrent["info_hash"].as_str().unwrap_or_default().to_owned()),
         count("seeders"),
         count("leechers"),
         count("completed"),
-        Cell::Bytes(torrent["size"].as_u64()),
-        Cell::Date(torrent["registered_s"].as_u64()),
-        Cell::Text(torrent["name"].as_str().unwrap_or("-").to_owned()),
+        TableCell::Bytes(torrent["size"].as_u64()),
+        TableCell::Date(torrent["registered_s"].as_u64()),
+        TableCell::Text(torrent["name"].as_str().unwrap_or("-").to_owned()),
     ]
 }
 
@@ -170,10 +157,10 @@ fn print_lines(values: &[Value]) -> io::Result<()> {
 }
 
 /// Shows one torrent.
-pub(super) fn show(options: &ShowOptions) -> Result<ExitCode, CommandError> {
+pub(super) fn show(options: &ShowTorrentOptions) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let path = format!("/api/v1/torrents/{}", options.torrent.info_hash);
-    let mut torrent = client.get(&format!("{path}?limit=1000"))?;
+    let mut torrent = client.get(&format!("{path}?limit={PEERS_PAGE}"))?;
     let registration = match torrent["registered_s"].is_null() {
         true => Value::Null,
         false => client.get(&format!("{path}/registration"))?,
@@ -181,7 +168,7 @@ pub(super) fn show(options: &ShowOptions) -> Result<ExitCode, CommandError> {
     let mut peers = torrent["peers"].take().as_array().cloned().unwrap_or_default();
     let mut next = torrent["next"].take().as_u64().filter(|_| options.peers);
     while let Some(skip) = next {
-        let page = client.get(&format!("{path}?limit={PAGE}&skip={skip}"))?;
+        let page = client.get(&format!("{path}?limit={PEERS_PAGE}&skip={skip}"))?;
         peers.extend(page["peers"].as_array().cloned().unwrap_or_default());
         next = page["next"].as_u64();
     }
@@ -233,21 +220,21 @@ fn as_text(torrent: &Value, registration: &Value) -> String {
     lines.map(|(name, value)| format!("{name:<11} {value}\n")).collect()
 }
 
-fn peer_row(peer: &Value) -> [Cell; 4] {
-    let text = |key: &str| Cell::Text(peer[key].as_str().unwrap_or("-").to_owned());
-    let age_s = Cell::Number(peer["age_s"].as_u64().unwrap_or_default());
+fn peer_row(peer: &Value) -> [TableCell; 4] {
+    let text = |key: &str| TableCell::Text(peer[key].as_str().unwrap_or("-").to_owned());
+    let age_s = TableCell::Number(peer["age_s"].as_u64().unwrap_or_default());
     [age_s, text("role"), text("kind"), text("address")]
 }
 
 /// Unregisters torrents.
-pub(super) fn remove(options: &RemoveOptions) -> Result<ExitCode, CommandError> {
+pub(super) fn remove(options: &RemoveTorrentsOptions) -> Result<ExitCode, CommandError> {
     let mut output = ChangeOutput::default();
     let removed = remove_all(options, &mut output);
     output.end(removed)
 }
 
 fn remove_all(
-    options: &RemoveOptions,
+    options: &RemoveTorrentsOptions,
     output: &mut ChangeOutput,
 ) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
@@ -266,10 +253,15 @@ fn remove_all(
             json::line(&json!({ "torrent": torrent.text, "info_hash": info_hash, "status": status,
                 "error": error }))
         } else {
-            let (info_hash, text) = (torrent.info_hash, escaped(&torrent.text));
+            let (info_hash, text) = (torrent.info_hash.to_string(), escaped(&torrent.text));
+            // What was named by its hash is not named twice.
+            let named = match text.eq_ignore_ascii_case(&info_hash) {
+                true => info_hash,
+                false => format!("{info_hash}  {text}"),
+            };
             match error {
-                None => format!("removed {info_hash}  {text}\n"),
-                Some(error) => format!("failed  {info_hash}  {text}: {}\n", escaped(&error)),
+                None => format!("removed {named}\n"),
+                Some(error) => format!("failed  {named}: {}\n", escaped(&error)),
             }
         };
         output.print(&line);

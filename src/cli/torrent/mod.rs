@@ -9,20 +9,19 @@ use std::str::FromStr;
 use clap::Subcommand;
 
 use super::{admin, info_hash};
-use crate::access::lists::{ListKind, ListValue, parse_value};
 use crate::types::InfoHash;
 
 /// Subcommands of `skep torrent`.
 #[derive(Debug, Subcommand)]
 pub(super) enum TorrentCommand {
     /// Register .torrent files, or folders of them
-    Add(add::Options),
+    Add(add::AddTorrentsOptions),
     /// List registered torrents, or the largest announced ones
-    List(browse::ListOptions),
+    List(browse::ListTorrentsOptions),
     /// Show one torrent: its registration, its counts, its peers
-    Show(browse::ShowOptions),
+    Show(browse::ShowTorrentOptions),
     /// Unregister torrents
-    Remove(browse::RemoveOptions),
+    Remove(browse::RemoveTorrentsOptions),
 }
 
 /// Runs the command and returns its exit code.
@@ -49,11 +48,7 @@ impl FromStr for NamedTorrent {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let info_hash = match parse_value(ListKind::Torrents, text) {
-            Some((ListValue::Torrent(info_hash), _)) => info_hash,
-            _ => info_hash::of_argument(text)?,
-        };
-        Ok(Self { text: text.to_owned(), info_hash })
+        Ok(Self { text: text.to_owned(), info_hash: info_hash::of_argument(text)? })
     }
 }
 

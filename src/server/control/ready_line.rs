@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::fs::MetadataExt as _;
 
 use tracing::info;
 
@@ -32,14 +34,15 @@ impl fmt::Display for ReadyLine {
 
 impl ReadyLine {
     /// Writes the line to standard output, and to the log: as text, or with fields as JSON. A
-    /// terminal that shows both gets it once. If standard output is closed, the error is ignored.
+    /// terminal or a journal that shows both gets it once. If standard output is closed, the error
+    /// is ignored.
     pub(crate) fn print(&self, is_json: bool) {
         let mut out = io::stdout().lock();
         let _ = writeln!(out, "{self}");
         let _ = out.flush();
         if is_json {
             self.log_fields();
-        } else if !(out.is_terminal() && io::stderr().is_terminal()) {
+        } else if !are_shown_together(out.as_fd(), io::stderr().as_fd()) {
             info!(target: OPERATOR, "{self}");
         }
     }
@@ -62,4 +65,16 @@ impl ReadyLine {
             "ready"
         );
     }
+}
+
+/// Whether standard output and standard error are a terminal, or one stream of systemd's journal,
+/// which `JOURNAL_STREAM` names by device and inode (systemd.exec(5)).
+fn are_shown_together(output: BorrowedFd<'_>, error: BorrowedFd<'_>) -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let is_journal = |descriptor: BorrowedFd<'_>| {
+        let file = descriptor.try_clone_to_owned().map(std::fs::File::from);
+        let metadata = file.and_then(|it| it.metadata());
+        metadata.is_ok_and(|it| format!("{}:{}", it.st_dev(), it.st_ino()) == stream)
+    };
+    (output.is_terminal() && error.is_terminal()) || (is_journal(output) && is_journal(error))
 }

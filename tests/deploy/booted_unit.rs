@@ -1,0 +1,130 @@
+//! The shipped unit under a booted systemd: installed, on port 443, killed and stopped, by the
+//! commands of docs/operating.md. Needs root.
+
+use crate::booted::Booted;
+use crate::support::eventually;
+use crate::tools::{blocks, have, text_of};
+
+/// Where certbot keeps the certificate of the page.
+const LINEAGE: &str = "/etc/letsencrypt/live/tracker.example.org";
+
+/// The page that an operator follows.
+fn page() -> String {
+    text_of("docs/operating.md")
+}
+
+/// The only block of a language in the page that has this text.
+fn block(language: &str, text: &str) -> String {
+    let all: Vec<_> =
+        blocks(&page(), language).into_iter().filter(|it| it.contains(text)).collect();
+    assert_eq!(all.len(), 1, "{text}: {all:?}");
+    all.into_iter().next().unwrap()
+}
+
+/// A host on which the unit was installed, and runs. `None`: none can be booted here.
+fn installed() -> Option<Booted> {
+    let host = Booted::boot()?;
+    for line in block("sh", "systemctl enable --now skep\n").lines() {
+        // In namespaces some of the kernel's settings cannot be set.
+        let may_fail = line == "sysctl --system";
+        let (code, text) = host.run(line);
+        assert!(code == 0 || may_fail, "$ {line}\n{text}");
+    }
+    assert_eq!(host.succeed("systemctl is-active skep").trim(), "active");
+    Some(host)
+}
+
+/// The process that systemd calls the main one of the unit.
+fn main_process(host: &Booted) -> String {
+    host.succeed("systemctl show --property MainPID --value skep").trim().to_owned()
+}
+
+/// The UDP sockets of port 6969, by inode.
+fn sockets(host: &Booted) -> String {
+    host.succeed("awk '$2 ~ /:1B39$/ { print $10 }' /proc/net/udp /proc/net/udp6 | sort")
+}
+
+/// Waits until the journal of skep's own lines has a text; returns all of them.
+fn journal_with(host: &Booted, text: &str) -> String {
+    let mut journal = String::new();
+    eventually(text, || {
+        journal = host.succeed("journalctl -t skep -o cat --no-pager");
+        journal.contains(text)
+    });
+    journal
+}
+
+#[test]
+fn the_unit_gets_port_443_and_renewed_certificates_by_the_commands_of_the_page() {
+    if !have(&["openssl"]) {
+        return;
+    }
+    let Some(host) = installed() else { return };
+    let certificate = |serial: u32| {
+        let subject =
+            "-subj /CN=tracker.example.org -addext subjectAltName=DNS:tracker.example.org";
+        host.succeed(&format!(
+            "mkdir -p {LINEAGE} && chmod 0700 /etc/letsencrypt/live && umask 077 && openssl req \
+             -x509 -newkey rsa:2048 -nodes -days 90 -set_serial {serial} {subject} \
+             -keyout {LINEAGE}/privkey.pem -out {LINEAGE}/fullchain.pem 2>/dev/null"
+        ));
+    };
+    certificate(1);
+    host.succeed("echo 127.0.0.1 tracker.example.org > /etc/hosts");
+    for line in block("sh", "certbot certonly").lines().filter(|it| !it.starts_with("certbot ")) {
+        host.succeed(line);
+    }
+    let settings = block("toml", "[tls]\n");
+    // The page has three settings of a section that the installed file has already.
+    for line in settings.lines().filter(|it| it.contains(" = ")) {
+        let (key, _) = line.split_once(" = ").unwrap();
+        let edit = format!("sed -i '/^\\[tls\\]/,/^\\[/s|^{key} = .*|{line}|' /etc/skep/skep.toml");
+        host.succeed(&edit);
+        host.succeed(&format!("grep -Fx '{line}' /etc/skep/skep.toml"));
+    }
+    for line in block("sh", "skep probe https://").lines() {
+        let line = line.replace("skep probe", &format!("skep probe --ca {LINEAGE}/fullchain.pem"));
+        host.succeed(&line);
+    }
+    let owner = "stat -c '%U %G %a' /etc/skep/tls/fullchain.pem /etc/skep/tls/privkey.pem";
+    assert_eq!(host.succeed(owner), "root skep 640\nroot skep 640\n");
+    certificate(2);
+    host.succeed(&format!("RENEWED_LINEAGE={LINEAGE} /etc/letsencrypt/renewal-hooks/deploy/skep"));
+    let journal = journal_with(&host, "TLS certificate reloaded");
+    assert!(!journal.contains("not reloaded"), "{journal}");
+    let served = "openssl s_client -connect 127.0.0.1:443 -servername tracker.example.org \
+                  < /dev/null 2>/dev/null | openssl x509 -noout -serial";
+    assert_eq!(host.succeed(served).trim(), "serial=02");
+    // What the unit may do beyond its sandbox is that alone.
+    let capabilities = host.succeed(&format!("grep Cap /proc/{}/status", main_process(&host)));
+    let effective = capabilities.lines().find_map(|it| it.strip_prefix("CapEff:\t")).unwrap();
+    assert_eq!(u64::from_str_radix(effective, 16).unwrap(), 1 << 10, "CAP_NET_BIND_SERVICE");
+}
+
+#[test]
+fn the_unit_outlives_a_kill_keeps_its_swarms_and_stops_when_told() {
+    let Some(host) = installed() else { return };
+    let probe = "skep probe udp://127.0.0.1:6969 http://127.0.0.1:6969/announce";
+    host.succeed(probe);
+    host.succeed("systemctl reload skep");
+    journal_with(&host, "reloaded");
+    let (first, kept) = (main_process(&host), sockets(&host));
+    assert!(!kept.is_empty());
+    host.succeed("systemctl kill --signal KILL skep");
+    eventually("another process has taken its place", || {
+        let next = main_process(&host);
+        next != first && next != "0" && host.run("systemctl is-active skep").0 == 0
+    });
+    host.succeed(probe);
+    assert_eq!(host.succeed("systemctl show --property NRestarts --value skep").trim(), "1");
+    assert_eq!(sockets(&host), kept, "systemd kept the sockets, and no others were bound");
+    host.succeed("systemctl stop skep");
+    assert!(journal_with(&host, "last snapshot saved").contains("stopping: SIGTERM received"));
+    assert_eq!(host.succeed("systemctl show --property Result --value skep").trim(), "success");
+    // A fault of the settings ends the unit with its text in the log, and is not tried again.
+    host.succeed("sed -i 's/^interval_s = .*/interval_s = 0/' /etc/skep/skep.toml");
+    assert_ne!(host.run("systemctl start skep").0, 0);
+    journal_with(&host, "tracker.interval_s: 0 is out of bounds");
+    assert_eq!(host.run("systemctl is-failed skep").1.trim(), "failed");
+    assert_eq!(host.succeed("systemctl show --property ExecMainStatus --value skep").trim(), "2");
+}
