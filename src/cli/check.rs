@@ -38,7 +38,7 @@ pub(super) struct Options {
 /// Checks the configuration, and prints the findings.
 pub(super) fn run(options: &Options) -> ExitCode {
     let findings = match options.findings.settings.source() {
-        Ok(source) => server::check(&source).findings,
+        Ok(source) => server::check(&source).configuration.findings,
         Err(StartError::Config(error) | StartError::Host(error)) => error.faults,
         Err(StartError::Failed(error)) => vec![ConfigFinding::fault(error)],
     };

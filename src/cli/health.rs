@@ -15,17 +15,18 @@ use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_wit
 use super::{Settings, complain, print};
 use crate::client::tls::Trust;
 use crate::config::ConfigError;
-use crate::server::StartError;
+use crate::server::{self, StartError};
 
 const EXAMPLES: &str = "\
 Examples:
-  skep health                                the tracker on this host, at the default address
-  skep health --config /etc/skep/skep.toml   at the address in that file
+  skep health                                the tracker on this host
+  skep health --config /etc/skep/skep.toml   the one with the settings in that file
   skep health --admin [::1]:7070             at this address; no settings are read
-  SKEP__ADMIN__LISTEN=127.0.0.1:7070 skep health
 
-Settings come from the file and from SKEP__ADMIN__LISTEN, as for the tracker; flags of the tracker
-are not known here. A wildcard address is asked on loopback.
+A tracker that serves keeps the address of its admin listener in the state directory (that of
+server.state_dir, STATE_DIRECTORY or XDG's rules, else /var/lib/skep). Without such a file, the
+address is admin.listen of the file and of SKEP__ADMIN__LISTEN; flags of the tracker are not known
+here. A wildcard address is asked on loopback.
 
 The tracker is well while every worker's loop makes progress (/livez), also under load, during a
 drain, and before the swarms are restored. Whether clients are served is for skep probe, whether new
@@ -45,7 +46,7 @@ pub(super) struct Options {
     /// The tracker's admin listener, in place of the one in the settings
     #[arg(long, value_name = "ADDRESS:PORT|URL")]
     admin: Option<AdminAddress>,
-    /// Read admin.listen from this TOML file
+    /// Read server.state_dir and admin.listen from this TOML file
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
     /// Trust only the authorities in this PEM file (https)
@@ -58,7 +59,7 @@ pub(super) struct Options {
 
 /// Asks the tracker, and prints the verdict.
 pub(super) fn run(options: &Options) -> ExitCode {
-    let checked = server(options).and_then(|server| {
+    let checked = listener(options).and_then(|server| {
         check(&server).map_err(StartError::Failed)?;
         print(&format!("skep at {} is well\n", server.authority))
     });
@@ -72,17 +73,20 @@ pub(super) fn run(options: &Options) -> ExitCode {
 }
 
 /// The admin listener.
-fn server(options: &Options) -> Result<Server, StartError> {
+fn listener(options: &Options) -> Result<Server, StartError> {
     if let Some(address) = &options.admin {
         let server = address.server(Trust::of(options.ca.as_deref(), options.insecure));
         return Ok(server.map_err(|error| ConfigError::at("--admin", error.to_string()))?);
     }
     let settings = Settings { config: options.config.clone(), ..Settings::default() };
-    let listen = settings.source()?.load()?.admin.listen;
+    let config = settings.source()?.load()?;
+    let serving = server::serving_listener(&config).map(|it| it.address);
+    let listen = serving.unwrap_or(config.admin.listen);
     if listen.port() == 0 {
         return Err(StartError::Failed(
-            "the kernel chooses the port of admin.listen; remedy: name it with --admin, as in the \
-             tracker's ready line"
+            "the kernel chooses the port of admin.listen, and no tracker that serves has its \
+             address in the state directory; remedy: name it with --admin, as in the tracker's \
+             ready line"
                 .into(),
         ));
     }

@@ -99,7 +99,7 @@ pub fn config(trust: Trust<'_>, resumption: bool) -> Result<Arc<ClientConfig>, T
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::System => verifier_of(system_roots()?, provider)?,
         Trust::File(file) => Arc::new(PinnedCertificate::in_file(file, provider)?),
-        Trust::Anyone => Arc::new(Credulous(provider)),
+        Trust::Anyone => Arc::new(AnyCertificate(provider)),
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = builder.with_no_client_auth();
@@ -234,9 +234,9 @@ fn is_of_authority(error: &Error) -> bool {
 
 /// Trusts any certificate. The handshake's signature is still checked.
 #[derive(Debug)]
-struct Credulous(Arc<CryptoProvider>);
+struct AnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Credulous {
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -16,6 +16,20 @@ pub enum ConfigSeverity {
     Warning,
 }
 
+/// What a finding concerns besides its setting: `skep doctor` has checks of its own for these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConfigTopic {
+    /// Nothing else.
+    #[default]
+    Setting,
+    /// A certificate that clients refuse now: it has expired, or is not valid yet.
+    CertificateRefused,
+    /// A certificate that expires soon.
+    CertificateExpires,
+    /// Files of a certificate that cannot be read again after the start.
+    CertificateRenewal,
+}
+
 /// Where a value comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ConfigPlace {
@@ -51,6 +65,8 @@ impl fmt::Display for ConfigPlace {
 pub struct ConfigFinding {
     /// How bad it is.
     pub severity: ConfigSeverity,
+    /// What it concerns besides the setting.
+    pub topic: ConfigTopic,
     /// Where the value comes from.
     pub place: ConfigPlace,
     /// The setting, as `section.key`, if the finding concerns one.
@@ -76,9 +92,10 @@ impl ConfigFinding {
             Some((message, remedy)) => (message.to_owned(), Some(remedy.to_owned())),
             None => (message, None),
         };
-        let (severity, place) = (ConfigSeverity::Fault, ConfigPlace::Default);
+        let (severity, topic, place) =
+            (ConfigSeverity::Fault, Default::default(), ConfigPlace::Default);
         let (key, value, allowed, meant) = (None, None, None, None);
-        Self { severity, place, key, value, message, allowed, meant, remedy }
+        Self { severity, topic, place, key, value, message, allowed, meant, remedy }
     }
 
     /// A warning with this message, as [`Self::fault`].
@@ -96,6 +113,12 @@ impl ConfigFinding {
     #[must_use]
     pub fn at(self, place: ConfigPlace) -> Self {
         Self { place, ..self }
+    }
+
+    /// The same with a topic.
+    #[must_use]
+    pub fn on(self, topic: ConfigTopic) -> Self {
+        Self { topic, ..self }
     }
 
     /// Whether skep does not start because of it.

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use read::{ValueContext, ValueError};
 
-pub use error::{ConfigError, ConfigFinding, ConfigPlace, ConfigSeverity};
+pub use error::{ConfigError, ConfigFinding, ConfigPlace, ConfigSeverity, ConfigTopic};
 pub use relations::token_fault;
 pub use source::{Assignment, ConfigReport, SettingsSource};
 use values::Value;

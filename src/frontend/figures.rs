@@ -55,6 +55,12 @@ pub(crate) fn bytes(mut amount: f64) -> String {
     format!("{amount} {unit}")
 }
 
+/// As [`bytes`], for a count that is not computed.
+#[expect(clippy::cast_precision_loss, reason = "it is shown with one decimal")]
+pub(crate) fn size(amount: u64) -> String {
+    bytes(amount as f64)
+}
+
 /// Seconds as people write them: the two largest units.
 pub(crate) fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -106,6 +112,10 @@ mod tests {
         assert_eq!(
             [0.0, 1023.0, 1536.0, 5.0 * 1024.0 * 1024.0 * 1024.0].map(bytes),
             ["0 B", "1,023 B", "1.5 KiB", "5 GiB"]
+        );
+        assert_eq!(
+            [0, 1023, 1024, 212_992, 8 << 20, 3 << 29, 1 << 40].map(size),
+            ["0 B", "1,023 B", "1 KiB", "208 KiB", "8 MiB", "1.5 GiB", "1 TiB"]
         );
         assert_eq!(
             [59, 60, 61, 7260, 90_000, 86_400].map(duration),

@@ -92,6 +92,8 @@ struct SourceCounts {
     requests: AtomicU64,
     /// The time of the latest request, in seconds since the Unix epoch; 0: none.
     latest_s: AtomicU64,
+    /// Bits of the share of the last hour's requests over HTTP, from 0 to 1.
+    ratio: AtomicU64,
     /// Whether `sample` is taken: only the first request after [`UnlistedProxies::take`] locks it.
     has_sample: AtomicBool,
     sample: Mutex<Option<UnlistedProxy>>,
@@ -124,6 +126,17 @@ impl UnlistedProxies {
         self.of(source).latest_s.load(Ordering::Relaxed)
     }
 
+    /// The share of such requests in those over HTTP of the last hour, from 0 to 1, or since
+    /// [`Self::forget`].
+    pub fn ratio(&self, source: ProxySource) -> f64 {
+        f64::from_bits(self.of(source).ratio.load(Ordering::Relaxed))
+    }
+
+    /// Sets that share.
+    pub fn set_ratio(&self, source: ProxySource, ratio: f64) {
+        self.of(source).ratio.store(ratio.to_bits(), Ordering::Relaxed);
+    }
+
     /// The first such request since the last call.
     pub fn take(&self, source: ProxySource) -> Option<UnlistedProxy> {
         let seen = self.of(source);
@@ -137,6 +150,7 @@ impl UnlistedProxies {
         for source in ProxySource::ALL {
             self.take(source);
             self.of(source).latest_s.store(0, Ordering::Relaxed);
+            self.set_ratio(source, 0.0);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The files of the certificate: reads them, blames the one that is wrong, and finds what will fail
+//! The files of the certificate: reads them, names the one that is wrong, and finds what will fail
 //! later: a certificate that expires, and files that only root may read.
 
 use std::path::{Path, PathBuf};
@@ -12,9 +12,8 @@ use rustls::{Error as TlsError, InconsistentKeys, ServerConfig};
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate, X509Version};
 
 use crate::admin::live::EXPIRY_NEAR_S;
-use crate::config::{Config, ConfigError, ConfigFinding};
-use crate::server::{confine, options};
-use crate::sys::clock::Clock;
+use crate::config::{ConfigError, ConfigFinding, ConfigTopic};
+use crate::server::confine;
 use crate::sys::identity::UnixUser;
 use crate::sys::regular_file;
 
@@ -44,12 +43,6 @@ pub struct Validity {
     pub from_s: i64,
     /// The last second.
     pub to_s: i64,
-}
-
-/// What will fail later of the certificate that these settings name; nothing if TLS is not served.
-pub(super) fn warnings(config: &Config, user: Option<&UnixUser>) -> Vec<ConfigFinding> {
-    let now_s = i64::try_from(Clock::start().now().seconds()).unwrap_or(i64::MAX);
-    options::tls(config).map_or_else(Vec::new, |files| files.warnings(user, now_s))
 }
 
 impl Files {
@@ -179,25 +172,30 @@ impl Files {
     }
 
     /// What will fail later though both files can be read now: a certificate that expires, and
-    /// files that the user to change to may not read again.
-    fn warnings(&self, user: Option<&UnixUser>, now_s: i64) -> Vec<ConfigFinding> {
+    /// files that the user to change to may not read again. `now_s` is in seconds since the Unix
+    /// epoch.
+    pub(super) fn warnings(
+        &self,
+        validity: Validity,
+        user: Option<&UnixUser>,
+        now_s: i64,
+    ) -> Vec<ConfigFinding> {
         let path = self.certificate.display();
-        let validity = self.read().ok().map(|it| it.validity);
-        let dated = validity.and_then(|it| it.warning(now_s));
-        let dated = dated
-            .map(|text| ConfigFinding::warning(format!("{path} {text}")).about("tls.certificate"));
+        let dated = validity.warning(now_s).map(|(topic, text)| {
+            ConfigFinding::warning(format!("{path} {text}")).about("tls.certificate").on(topic)
+        });
         let unreadable = self.unreadable_as(user).into_iter().map(|(setting, problem)| {
             let warning = format!(
                 "{problem}, so a renewed certificate will not be loaded; remedy: let server.user \
                  read both files and enter their folders (docs/operating.md has a certbot hook)"
             );
-            ConfigFinding::warning(warning).about(setting)
+            ConfigFinding::warning(warning).about(setting).on(ConfigTopic::CertificateRenewal)
         });
         dated.into_iter().chain(unreadable).collect()
     }
 
     /// The files that the user to change to may not read, each with its setting.
-    pub(super) fn unreadable_as(&self, user: Option<&UnixUser>) -> Vec<(&'static str, String)> {
+    fn unreadable_as(&self, user: Option<&UnixUser>) -> Vec<(&'static str, String)> {
         let Some(user) = user else { return Vec::new() };
         // Without the right to act as the user, the start fails later and names the reason.
         let Ok(_acting) = confine::act_as(Some(user)) else { return Vec::new() };
@@ -213,24 +211,26 @@ impl Files {
 
 impl Validity {
     /// What is wrong with these dates at a moment, in seconds since the Unix epoch, with a remedy.
-    pub(crate) fn warning(self, now_s: i64) -> Option<String> {
+    fn warning(self, now_s: i64) -> Option<(ConfigTopic, String)> {
         let Self { from_s, to_s } = self;
         if now_s > to_s {
-            return Some(format!("expired on {}; remedy: renew it", day(to_s)));
+            let text = format!("expired on {}; remedy: renew it", day(to_s));
+            return Some((ConfigTopic::CertificateRefused, text));
         }
         if now_s < from_s {
-            return Some(format!(
-                "is not valid before {}; remedy: set this host's clock, or wait",
-                day(from_s)
-            ));
+            let from = day(from_s);
+            let text =
+                format!("is not valid before {from}; remedy: set this host's clock, or wait");
+            return Some((ConfigTopic::CertificateRefused, text));
         }
         (to_s - now_s < i64::from(EXPIRY_NEAR_S)).then(|| {
-            format!(
+            let text = format!(
                 "expires on {}, in {} days; remedy: renew it, and check what should have \
                  (certbot renew --dry-run)",
                 day(to_s),
                 (to_s - now_s) / DAY_S
-            )
+            );
+            (ConfigTopic::CertificateExpires, text)
         })
     }
 }
@@ -366,8 +366,9 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = files(folder.path());
         write_dated(&files, 2, 31);
+        let validity = files.read().unwrap().validity;
         let warned = |now_s| {
-            let mut warnings = files.warnings(None, now_s);
+            let mut warnings = files.warnings(validity, None, now_s);
             assert!(warnings.len() < 2, "{warnings:?}");
             warnings.pop().map_or_else(String::new, |it| it.to_string())
         };

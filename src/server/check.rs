@@ -1,7 +1,7 @@
 //! Judges all that a start depends on, without binding or creating anything: the settings, and then
 //! what they name: lists, certificate, keys, user, sockets and state directory. `skep check` prints
-//! it, `skep doctor` begins with it, and a start that fails prints it as well, so that all faults
-//! are known after one run.
+//! it, and `skep doctor` begins with it. A start logs its warnings; one that fails prints its
+//! faults, so that all of them are known after one run.
 
 use std::path::Path;
 
@@ -11,14 +11,36 @@ use crate::config::{
 };
 use crate::server::sockets::listeners;
 use crate::server::state_directory;
-use crate::server::{StartError, certificate, confine, options};
+use crate::server::{StartError, Validity, confine, options};
+use crate::sys::clock::Clock;
 use crate::sys::identity::{self, UnixUser};
 
+/// What a start would find.
+#[derive(Clone, Debug)]
+pub struct CheckReport {
+    /// The settings, with everything that is wrong with them, or with what they name.
+    pub configuration: ConfigReport,
+    /// When the certificate that would be served is valid; `None` if TLS is not served, or with a
+    /// certificate that cannot be.
+    pub certificate: Option<Validity>,
+}
+
 /// Reads the settings and judges everything.
-pub(super) fn check(source: &SettingsSource) -> ConfigReport {
-    let mut report = source.judge();
-    judge_what_is_named(&mut report);
-    report
+pub(super) fn check(source: &SettingsSource) -> CheckReport {
+    let mut configuration = source.judge();
+    let certificate = judge_what_is_named(&mut configuration);
+    CheckReport { configuration, certificate }
+}
+
+/// The warnings of [`check`], for a start: of the settings, and of what they name. What has faults
+/// alone is left out, because a start reads it itself: keys, lists, state directory, database.
+pub(super) fn warnings(report: &ConfigReport) -> Vec<ConfigFinding> {
+    let mut report = report.clone();
+    let user = user(&mut report);
+    certificate(&mut report, user.as_ref());
+    unix_sockets(&mut report, user.as_ref());
+    report.findings.retain(|it| !it.is_fault());
+    report.findings
 }
 
 /// The error of a start that failed, or, if the settings and what they name have faults, all of
@@ -32,8 +54,9 @@ pub(super) fn with_all_faults(error: StartError, mut report: ConfigReport) -> St
     }
 }
 
-/// Judges what the settings name. A setting that has a fault already is left out.
-pub(super) fn judge_what_is_named(report: &mut ConfigReport) {
+/// Judges what the settings name. A setting that has a fault already is left out. Returns when the
+/// certificate is valid.
+fn judge_what_is_named(report: &mut ConfigReport) -> Option<Validity> {
     let user = user(report);
     key(report);
     {
@@ -41,9 +64,10 @@ pub(super) fn judge_what_is_named(report: &mut ConfigReport) {
         let _acting = confine::act_as(user.as_ref());
         lists(report);
     }
-    certificate(report, user.as_ref());
+    let validity = certificate(report, user.as_ref());
     unix_sockets(report, user.as_ref());
     state_home(report, user.as_ref());
+    validity
 }
 
 /// The user to change to. Without the rights of root there is no change, and a missing user is only
@@ -101,19 +125,25 @@ fn lists(report: &mut ConfigReport) {
     }
 }
 
-/// The certificate and its key, now and at a renewal.
-fn certificate(report: &mut ConfigReport, user: Option<&UnixUser>) {
+/// The certificate and its key, now and at a renewal. Returns when the certificate is valid.
+fn certificate(report: &mut ConfigReport, user: Option<&UnixUser>) -> Option<Validity> {
     let settings = ["tls.listen", "tls.certificate", "tls.key"];
     let tls = &report.config.tls;
     let is_named = !tls.certificate.is_empty() && !tls.key.is_empty();
     if !is_named || settings.iter().any(|it| report.is_faulty(it)) {
-        return;
+        return None;
     }
-    let findings = match options::tls(&report.config).map(|it| it.read()) {
-        Some(Err(ConfigError { faults })) => faults,
-        _ => certificate::warnings(&report.config, user),
+    let files = options::tls(&report.config)?;
+    let (findings, validity) = match files.read() {
+        Err(ConfigError { faults }) => (faults, None),
+        Ok(certificate) => {
+            let now_s = i64::try_from(Clock::start().now().seconds()).unwrap_or(i64::MAX);
+            let validity = certificate.validity;
+            (files.warnings(validity, user, now_s), Some(validity))
+        }
     };
     findings.into_iter().for_each(|it| report.add(it));
+    validity
 }
 
 /// The paths of Unix sockets. Without the one for hand-overs skep starts, but cannot be replaced
@@ -214,7 +244,7 @@ mod tests {
         let path = folder.path().join("skep.toml");
         fs::write(&path, text).unwrap();
         let source = SettingsSource { file: Some(path), ..SettingsSource::default() };
-        let report = check(&source);
+        let report = check(&source).configuration;
         let faults = report.findings.iter().filter(|it| it.is_fault());
         let prefix = format!("{}/", folder.path().display());
         faults.map(|it| it.to_string().replace(&prefix, "")).collect()

@@ -14,9 +14,11 @@
 //! | `memory` | keeps the process to its cap |
 //! | `check` | judges settings and what they name before a start |
 //! | `confine`, `state_directory` | rights that are dropped; keys, token and id that are kept |
+//! | `admin_address` | the address of the admin listener, for subcommands |
 //! | `certificate`, `tls` | the files of the certificate; the one in force |
 //! | `log` | log lines |
 
+mod admin_address;
 mod certificate;
 mod check;
 mod confine;
@@ -38,13 +40,15 @@ mod tls;
 mod workers;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::config::{Config, ConfigReport, SettingsSource};
+use crate::config::{Config, SettingsSource};
 use crate::sys::stream::uring;
 
+pub(crate) use admin_address::ServingListener;
 pub use certificate::Validity;
 pub(crate) use certificate::day;
+pub use check::CheckReport;
 pub use error::StartError;
 pub(crate) use error::in_use;
 pub use metrics::metrics_page;
@@ -67,21 +71,9 @@ pub fn run(source: SettingsSource, take_over: bool) -> Result<(), StartError> {
 
 /// Makes the checks of a start without binding or creating anything: settings, the key of the
 /// environment or of the settings, lists, certificate, user, Unix sockets and state directory.
-/// Returns all faults and warnings, and the settings.
-pub fn check(source: &SettingsSource) -> ConfigReport {
+/// Returns all faults and warnings, the settings, and the dates of the certificate.
+pub fn check(source: &SettingsSource) -> CheckReport {
     check::check(source)
-}
-
-/// The certificate that a start with these settings would serve, if any: when it is valid or why it
-/// cannot be used, and the files that the user to change to may not read.
-pub(crate) fn certificate_state(
-    config: &Config,
-) -> Option<(Result<Validity, String>, Vec<String>)> {
-    let files = options::tls(config)?;
-    let validity = files.read().map(|it| it.validity).map_err(|error| error.to_string());
-    let user = confine::user_of(config).ok().flatten();
-    let unreadable = files.unreadable_as(user.as_ref()).into_iter().map(|it| it.1).collect();
-    Some((validity, unreadable))
 }
 
 /// The API tokens that a tracker with these settings may have created, each with the user that its
@@ -94,6 +86,16 @@ pub(crate) fn kept_tokens(config: &Config) -> Vec<(String, u32)> {
         places.into_iter().flatten().filter_map(|it| state_directory::kept_token(&it)).collect();
     all.dedup();
     all
+}
+
+/// The admin listener of a tracker on this host that serves: of the one with the state directory of
+/// these settings, else, unless the settings name another listener than the default, of the one
+/// with the usual state directory.
+pub(crate) fn serving_listener(config: &Config) -> Option<ServingListener> {
+    let own = options::state_home(config).ok().and_then(|it| admin_address::serving(&it));
+    let is_default = config.admin.listen == Config::default().admin.listen;
+    let usual = || admin_address::serving(Path::new(USUAL_STATE_DIRECTORY));
+    own.or_else(|| usual().filter(|_| is_default))
 }
 
 /// The state directory of the systemd unit in `deploy/`.

@@ -12,7 +12,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -47,6 +47,7 @@ pub(crate) struct CertificateFigures {
     /// epoch; 0 without TLS.
     not_after_s: AtomicU64,
     reload_failures: AtomicU64,
+    is_failing: AtomicBool,
 }
 
 /// Files that could not be used at the last attempt.
@@ -76,9 +77,20 @@ impl CertificateFigures {
         self.reload_failures.load(Ordering::Relaxed)
     }
 
+    /// Whether the last attempt to load a certificate failed.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
+    }
+
     fn set(&self, certificate: &Certificate) {
         let to_s = u64::try_from(certificate.validity.to_s).unwrap_or(0);
         self.not_after_s.store(to_s, Ordering::Relaxed);
+        self.is_failing.store(false, Ordering::Relaxed);
+    }
+
+    fn note_failure(&self) {
+        self.reload_failures.fetch_add(1, Ordering::Relaxed);
+        self.is_failing.store(true, Ordering::Relaxed);
     }
 }
 
@@ -146,7 +158,7 @@ impl Tls {
 impl Failure {
     /// Counts a failed attempt, and logs its error unless the last line had the same.
     fn report(&mut self, error: &ConfigError, figures: &CertificateFigures) {
-        figures.reload_failures.fetch_add(1, Ordering::Relaxed);
+        figures.note_failure();
         // One line, also where both files are wrong.
         let text = error.to_string().replace('\n', "; ");
         if self.logged != text {
@@ -216,9 +228,11 @@ mod tests {
         assert_eq!(failures(&mut tls, 1), 1);
         assert_eq!(failures(&mut tls, RETRY_LOOKS - 1), 1);
         assert_eq!(failures(&mut tls, 1), 2);
+        assert!(tls.figures.is_failing());
         let first = tls.config.load_full();
         write(&files, "after");
         assert_eq!(failures(&mut tls, 3 * RETRY_LOOKS), 2);
+        assert!(!tls.figures.is_failing(), "it was loaded since");
         assert!(!Arc::ptr_eq(&first, &tls.config.load()));
         fs::write(&files.key, "broken").unwrap();
         tls.renew();

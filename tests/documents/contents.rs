@@ -133,7 +133,7 @@ fn every_setting_in_the_documents_exists() {
             for word in span.split([' ', ',', '=', '(', ')']) {
                 let Some((section, key)) = as_setting(word) else { continue };
                 let exists = settings().iter().any(|it| it.section == section && is_key(it, key));
-                assert!(exists, "{}: `{word}` is no setting", document.path);
+                assert!(exists, "{}: `{word}` is not a setting", document.path);
                 seen += 1;
             }
         }

@@ -76,7 +76,9 @@ fn the_end_of_a_certificate_is_announced_by_check_start_doctor_and_metrics() {
         "{stderr}"
     );
     let skep = Skep::start(&["--config", &config]);
-    assert!(skep.log_with("WARN tls.certificate: ").contains(" in 10 days; remedy: renew it"));
+    let log = skep.log_with("WARN configuration doubtful ");
+    assert!(log.contains("skep.toml:4:1 key=\"tls.certificate\" value=\"/"), "{log}");
+    assert!(log.contains(" in 10 days\" remedy=\"renew it"), "{log}");
     assert_eq!(skep.metrics().value(NOT_AFTER), f64::from(u32::try_from(end_s).unwrap()));
     assert_eq!(doctor(&config, &skep, "tls.certificate")["severity"], "warning");
     assert_eq!(doctor(&config, &skep, "tls.reload")["severity"], "ok");
@@ -89,12 +91,12 @@ fn the_end_of_a_certificate_is_announced_by_check_start_doctor_and_metrics() {
     write(folder.path(), -1);
     let (code, stderr) = check(&config);
     assert!(code == Some(0) && stderr.contains("certificate.pem expired on "), "{stderr}");
-    let log = Skep::start(&["--config", &config]).log_with("WARN tls.certificate: ");
-    assert!(log.contains("expired on "), "{log}");
+    let log = Skep::start(&["--config", &config]).log_with("WARN configuration doubtful ");
+    assert!(log.contains("key=\"tls.certificate\"") && log.contains("expired on "), "{log}");
 }
 
 #[test]
-fn of_a_version_1_certificate_and_of_a_strange_key_the_right_file_is_blamed() {
+fn of_a_version_1_certificate_and_of_a_strange_key_the_right_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls");
     let version_1 = Certificate {
@@ -122,11 +124,13 @@ fn files_that_only_root_may_read_are_warned_of_and_a_failed_renewal_is_counted()
     let set = |mode| fs::set_permissions(&certificate.key, Permissions::from_mode(mode)).unwrap();
     set(0o600);
     let config = settings(folder.path(), &certificate, &format!("[server]\nuser = \"{USER}\"\n"));
-    let denied = format!("tls.key: user {USER} (server.user) cannot read ");
+    let denied = format!("user {USER} (server.user) cannot read ");
     let (code, stderr) = check(&config);
-    assert!(code == Some(0) && stderr.contains(&denied), "{stderr}");
+    assert!(code == Some(0) && stderr.contains(&format!("tls.key: {denied}")), "{stderr}");
     let skep = Skep::start(&["--config", &config]);
-    skep.log_with(&format!("WARN {denied}"));
+    let log = skep.log_with("WARN configuration doubtful ");
+    assert!(log.contains(&format!("problem=\"{denied}")), "{log}");
+    assert!(log.contains("key=\"tls.key\""), "{log}");
     assert_eq!(doctor(&config, &skep, "tls.files")["severity"], "warning");
 
     let (_, next_s) = write(folder.path(), 80);
@@ -144,4 +148,64 @@ fn files_that_only_root_may_read_are_warned_of_and_a_failed_renewal_is_counted()
     assert_ne!(next_s, last_s);
     assert_eq!(not_after(), f64::from(u32::try_from(last_s).unwrap()));
     assert_eq!(doctor(&config, &skep, "tls.files")["severity"], "ok");
+}
+
+#[test]
+fn a_failed_reload_is_warned_of_until_one_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, _) = write(folder.path(), 60);
+    let skep = Skep::start(&["--config", &settings(folder.path(), &certificate, "")]);
+    let is_warned_of = || {
+        let status: Value = serde_json::from_str(&skep.get("/api/v1/status").1).unwrap();
+        let warnings = status["warnings"].as_array().cloned().unwrap_or_default();
+        warnings.iter().any(|it| it["id"] == "certificate_reload_failures")
+    };
+    fs::write(&certificate.key, "broken").unwrap();
+    skep.log_with("ERROR TLS certificate not reloaded");
+    eventually("it is warned of", is_warned_of);
+    write(folder.path(), 80);
+    skep.log_with("TLS certificate reloaded");
+    eventually("it is not warned of any more", || !is_warned_of());
+    assert!(skep.metrics().value(FAILURES) >= 1.0, "the failure stays counted");
+}
+
+#[test]
+fn a_start_logs_what_check_warns_of_once_and_in_fields() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, _) = write(folder.path(), 10);
+    let rest = "[server]\nhandover_socket = \"/nope/socket\"\n[log]\nformat = \"json\"\n\
+                [tracker]\nip_override_from = [\"0.0.0.0/0\"]\n";
+    let config = settings(folder.path(), &certificate, rest);
+    let mut checking = command();
+    let output = checking.args(["check", "--json", "--config", &config]).output().unwrap();
+    let found: Vec<Value> = serde_json::from_str(&texts(&output).0).unwrap();
+    let mut expected: Vec<_> = found.iter().map(warning_of_check).collect();
+    let keys: Vec<_> = expected.iter().map(|it| it[1].as_str().unwrap()).collect();
+    for key in ["server.handover_socket", "tls.certificate", "tracker.ip_override_from"] {
+        assert!(keys.contains(&key), "{key} is not in {keys:?}");
+    }
+    let mut skep = Skep::start(&["--config", &config]);
+    skep.signal("TERM");
+    assert!(skep.wait().success());
+    let lines: Vec<Value> =
+        skep.log().lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+    let is_it = |it: &&Value| it["message"] == "configuration doubtful";
+    let fields = ["place", "key", "value", "problem", "remedy"];
+    let warning_of_log = |it: &Value| fields.map(|field| it[field].clone());
+    let mut logged: Vec<_> = lines.iter().filter(is_it).map(warning_of_log).collect();
+    for all in [&mut expected, &mut logged] {
+        all.sort_by_key(|it| it[1].to_string());
+    }
+    assert_eq!(logged, expected, "{}", skep.log());
+    assert!(!skep.log().contains("; remedy: "), "{}", skep.log());
+}
+
+/// A warning of `skep check --json`, in the order of the log's fields.
+fn warning_of_check(found: &Value) -> [Value; 5] {
+    assert_eq!(found["severity"], "warning", "{found}");
+    let column = &found["column"];
+    let place = format!("{}:{}:{column}", found["file"].as_str().unwrap(), found["line"]);
+    let [key, value, message, remedy] =
+        ["key", "value", "message", "remedy"].map(|name| found[name].clone());
+    [place.into(), key, value, message, remedy]
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use skep::cli::doctor::{EarlierCounters, Host, HostFacts, HostReport, Severity, examine};
@@ -225,6 +226,30 @@ fn a_running_tracker_is_asked() {
 }
 
 #[test]
+fn what_other_programs_lose_is_not_the_running_trackers_loss() {
+    let skep = Skep::start(&[]);
+    let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = other.local_addr().unwrap();
+    let is_over = AtomicBool::new(false);
+    let (found, _) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                sender.send_to(&[0; 1000], to).unwrap();
+            }
+        });
+        let found = findings(&mut doctor_of(&skep));
+        is_over.store(true, Ordering::Relaxed);
+        found
+    });
+    let value = finding(&found, "network.udp_errors");
+    let fact = value["fact"].as_str().unwrap();
+    assert!(fact.starts_with("in the last second of "), "{value}");
+    assert!(fact.ends_with("; none at the sockets of the running tracker"), "{value}");
+    assert_eq!(value["severity"], "info", "{value}");
+}
+
+#[test]
 fn a_silent_or_strange_admin_listener_is_no_failure() {
     let state = tempfile::tempdir().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -414,6 +439,7 @@ fn a_root_that_hides_everything_fails_nothing() {
             facts: facts.clone(),
             config: config.clone(),
             configuration: Vec::new(),
+            certificate: None,
         };
         let findings = examine(&patient);
         let unread = |it: &&skep::cli::doctor::Finding| it.fact.starts_with("unknown: /");

@@ -375,6 +375,7 @@ fn sighup_does_not_act_on_another_state_directory() {
     skep.signal("HUP");
     let log = skep.log_with("not reloaded, needs a restart: ");
     assert!(log.contains("server.state_dir"), "{log}");
+    assert!(!log.contains("nothing has changed"), "{log}");
     client.announce(&leecher(6, 6881)); // met with silence if the key were another
     assert!(!temporary.path().join("new").exists(), "created before its time");
 }

@@ -505,6 +505,24 @@ fn addresses_may_change_with_a_take_over() {
 }
 
 #[test]
+fn a_successor_is_found_by_subcommands_after_its_predecessor_has_ended() {
+    let mut predecessor = first("auto", &[]);
+    let folder = predecessor.folder().to_owned();
+    let mut next = successor(&folder, &["--admin", "127.0.0.1:0"]);
+    assert!(predecessor.wait().success());
+    let found = || {
+        let mut health = command();
+        health.arg("health").env("STATE_DIRECTORY", &folder);
+        let output = health.env("SKEP__ADMIN__LISTEN", "127.0.0.1:0").output().unwrap();
+        (output.status.code(), texts(&output).0)
+    };
+    assert_eq!(found(), (Some(0), format!("skep at {} is well\n", next.admin)));
+    next.signal("TERM");
+    assert!(next.wait().success());
+    assert_eq!(found(), (Some(1), String::new()));
+}
+
+#[test]
 fn registrations_go_over_and_can_be_changed_afterwards() {
     let registered = ["SKEP__ACCESS__MODE", "registered"];
     let start = |mut command: Command| {

@@ -250,6 +250,59 @@ fn health_finds_the_listener_in_the_settings_and_fails_without_one() {
     assert!(texts(&chosen).1.contains("name it with --admin"), "{chosen:?}");
 }
 
+/// What `skep health` prints with this state directory.
+fn health_with(state: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut health = command();
+    health.arg("health").args(arguments).env("STATE_DIRECTORY", state);
+    // A listener that the tracker does not have.
+    let output = health.env("SKEP__ADMIN__LISTEN", "127.0.0.1:0").output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    (output.status.code(), stdout + &stderr)
+}
+
+#[test]
+fn health_finds_a_listener_that_a_flag_or_the_kernel_has_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let mut tracker = command();
+    tracker.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
+    let mut skep = Skep::spawn({
+        tracker.env("STATE_DIRECTORY", state.path());
+        tracker
+    });
+    let expected = (Some(0), format!("skep at {} is well\n", skep.admin));
+    assert_eq!(health_with(state.path(), &[]), expected);
+    let file = folder.path().join("skep.toml");
+    fs::write(&file, format!("[server]\nstate_dir = {:?}\n", state.path())).unwrap();
+    let by_file = health_with(folder.path(), &["--config", file.to_str().unwrap()]);
+    assert_eq!(by_file, expected);
+    assert!(health_with(folder.path(), &[]).1.contains("name it with --admin"));
+    skep.signal("TERM");
+    assert!(skep.wait().success());
+    assert!(!state.path().join("admin-address").exists(), "removed in order");
+    assert_eq!(health_with(state.path(), &[]).0, Some(1));
+}
+
+#[test]
+fn what_a_killed_tracker_left_is_not_asked() {
+    let state = tempfile::tempdir().unwrap();
+    let start = || {
+        let mut tracker = command();
+        tracker.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
+        tracker.env("STATE_DIRECTORY", state.path());
+        Skep::spawn(tracker)
+    };
+    drop(start()); // by SIGKILL
+    let kept = fs::read_to_string(state.path().join("admin-address")).unwrap();
+    // Another program, which has the port by now.
+    let _other = TcpListener::bind(kept.trim().split_once("admin=").unwrap().1).unwrap();
+    let (code, text) = health_with(state.path(), &[]);
+    assert!(code == Some(1) && text.contains("name it with --admin"), "{text}");
+    let skep = start();
+    let expected = (Some(0), format!("skep at {} is well\n", skep.admin));
+    assert_eq!(health_with(state.path(), &[]), expected);
+}
+
 #[test]
 fn the_images_healthcheck_finds_a_tracker_well_in_every_access_mode() {
     let image = include_str!("../../deploy/container/Dockerfile");

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -318,6 +318,68 @@ fn the_command_line_finds_the_token_by_itself_and_shows_it_to_this_host_alone() 
     assert!(code == Some(1) && said.contains("admin.token"), "{said}");
     let (code, said) = add(&here, state.path());
     assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn the_command_line_finds_the_listener_as_well() {
+    let state = tempfile::tempdir().unwrap();
+    let mut tracker = command();
+    tracker.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
+    let skep = Skep::spawn({
+        tracker.env("STATE_DIRECTORY", state.path());
+        tracker
+    });
+    for words in [&["status"][..], &["deny", "ports", "add", "25"]] {
+        let mut command = command();
+        command.args(words).args(["--retries", "0"]).env("STATE_DIRECTORY", state.path());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{words:?} {}", texts(&output).1);
+    }
+    skep.log_with("list changed list=\"ports_deny\" added=1");
+}
+
+#[test]
+fn a_token_is_not_sent_to_an_address_that_another_user_has_written() {
+    if !is_root() {
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    fs::set_permissions(state.path(), Permissions::from_mode(0o700)).unwrap();
+    // As another user would: a file with a lock on it, and the address of a listener.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let path = state.path().join("admin-address");
+    fs::write(&path, format!("pid=1 admin={}\n", listener.local_addr().unwrap())).unwrap();
+    give(&path, 0o600);
+    let locked = fs::File::open(&path).unwrap();
+    locked.lock().unwrap();
+    let token = state.path().join("admin.token");
+    fs::write(&token, "a token of root's tracker").unwrap();
+    fs::set_permissions(&token, Permissions::from_mode(0o600)).unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let ask = |token: &[(&str, &str)]| {
+        let mut command = command();
+        command.args(["status", "--retries", "0"]).env("STATE_DIRECTORY", state.path());
+        command.env("SKEP__ADMIN__LISTEN", &closed).envs(token.iter().copied());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut request = String::new();
+        eventually("it ends", || {
+            if let Ok((stream, _)) = listener.accept() {
+                stream.set_nonblocking(false).unwrap();
+                let head = BufReader::new(stream).lines().map_while(Result::ok);
+                head.take_while(|it| !it.is_empty()).for_each(|it| request += &(it + "\n"));
+            }
+            child.try_wait().unwrap().is_some()
+        });
+        (request, texts(&child.wait_with_output().unwrap()).1)
+    };
+    let (request, stderr) = ask(&[("SKEP__ADMIN__TOKEN", "open sesame, please")]);
+    assert_eq!(request, "", "{stderr}");
+    assert!(stderr.contains(&format!("cannot reach http://{closed}: ")), "{stderr}");
+    // A token that was found in a file of root is not sent either.
+    let (request, stderr) = ask(&[]);
+    assert!(request.starts_with("GET /api/v1/status "), "{request} {stderr}");
+    assert!(!request.to_lowercase().contains("authorization"), "{request}");
 }
 
 #[test]

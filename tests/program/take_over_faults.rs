@@ -97,6 +97,8 @@ impl Home {
 
     fn successor(&self, limits: &str, io: &str) -> Successor {
         let mut command = self.command(limits, &["run", "--take-over", "--io", io]);
+        // Without memory, a backtrace of the panic that ends it would not end itself.
+        command.env("RUST_BACKTRACE", "0");
         command.args(["--admin", "127.0.0.1:0"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());

@@ -11,6 +11,7 @@ use crate::support::tcp_clients::{Browser, Certificate, announce, ask, ask_with}
 use crate::support::{DEADLINE, Skep, command, eventually, texts};
 
 const REQUESTS: &str = "skep_unlisted_proxy_requests_total{source=\"private\"}";
+const RATIO: &str = "skep_unlisted_proxy_ratio{source=\"private\"}";
 const LATEST: &str = "skep_unlisted_proxy_latest_timestamp_seconds{source=\"private\"}";
 
 /// Sends bytes, and waits until the far end has closed.
@@ -62,7 +63,8 @@ fn a_proxy_that_is_not_listed_is_named_at_its_first_request() {
     }
     let finding = doctor(&skep);
     assert_eq!(finding["severity"], "warning", "one of three: {finding}");
-    assert!(finding["fact"].as_str().unwrap().starts_with("1 request came"), "{finding}");
+    let share = "33.3 % of the last hour's requests over HTTP came through a proxy of this host";
+    assert!(finding["fact"].as_str().unwrap().starts_with(share), "{finding}");
     for field in ["Forwarded: for=198.51.100.7", "x-real-ip: 198.51.100.7"] {
         ask_with(skep.tcp[0], None, &announce(1, 1003, ""), &format!("{field}\r\n"));
     }
@@ -73,14 +75,16 @@ fn a_proxy_that_is_not_listed_is_named_at_its_first_request() {
         send(address, binary);
     }
     eventually("every header is counted", || skep.metrics().value(REQUESTS) == 7.0);
+    eventually("the share is computed", || skep.metrics().value(RATIO) > 0.5);
     let finding = doctor(&skep);
     assert_eq!(finding["severity"], "problem", "{finding}");
-    assert!(finding["fact"].as_str().unwrap().starts_with("7 requests"), "{finding}");
+    assert!(finding["fact"].as_str().unwrap().contains(" % of the last hour's"), "{finding}");
 
     fs::write(&path, format!("{text}trusted_proxies = [\"127.0.0.1/32\"]\n")).unwrap();
     skep.signal("HUP");
     skep.log_with("reloaded: http.trusted_proxies");
     eventually("what was seen before is forgotten", || skep.metrics().value(LATEST) == 0.0);
+    assert_eq!(skep.metrics().value(RATIO), 0.0);
     ask_with(skep.tcp[0], None, &announce(1, 1004, ""), "X-Forwarded-For: 198.51.100.7\r\n");
     assert_eq!(skep.metrics().value(REQUESTS), 7.0, "it is listed");
     assert_eq!(doctor(&skep)["severity"], "ok");

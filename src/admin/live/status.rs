@@ -29,7 +29,7 @@ pub const STATUS_METRICS: [&str; 12] = [
     "skep_restore_outcome",
     "skep_snapshot_errors_total",
     "skep_tls_certificate_not_after_timestamp_seconds",
-    "skep_tls_reload_failures_total",
+    "skep_tls_reload_failing",
     "skep_unlisted_proxy_latest_timestamp_seconds",
 ];
 
@@ -274,14 +274,18 @@ fn of_certificate(sample: &Sample) -> Vec<StatusWarning> {
         true => format!("the TLS certificate expires in {:.0} hours", (left_s / 3600.0).floor()),
         false => "the TLS certificate has expired".to_owned(),
     };
-    let remedy = "renew it; skep loads the new one by itself if it may read the files";
+    let renew = "renew it; skep loads the new one by itself if it may read the files";
     warn(
         &mut found,
         end_s > 0.0 && left_s < f64::from(EXPIRY_NEAR_S),
         "certificate",
         message,
-        remedy,
+        renew,
     );
+    let message = || "the files of the TLS certificate cannot be loaded".to_owned();
+    let is_failing = value(sample, "skep_tls_reload_failing") > 0.0;
+    let remedy = "see the log for the cause; skep tries again once a minute";
+    warn(&mut found, is_failing, "certificate_reload_failures", message, remedy);
     found
 }
 
@@ -299,12 +303,6 @@ fn of_state(sample: &Sample) -> Vec<StatusWarning> {
     warn(&mut found, lost, "snapshot_lost", message, log);
     for (id, name, what, remedy) in [
         ("snapshot_errors", "skep_snapshot_errors_total", "failed snapshot", log),
-        (
-            "certificate_reload_failures",
-            "skep_tls_reload_failures_total",
-            "failed certificate reload",
-            log,
-        ),
         (
             "access_reload_failures",
             "skep_access_reload_failures_total",
@@ -377,7 +375,7 @@ mod tests {
             ),
             (vec![flow("skep_log_lines_lost_total", none, total(1.0))], "log_lines_lost"),
             (
-                vec![flow("skep_tls_reload_failures_total", none, total(1.0))],
+                vec![flow("skep_tls_reload_failing", none, total(1.0))],
                 "certificate_reload_failures",
             ),
             (
@@ -412,6 +410,9 @@ mod tests {
             flow("skep_udp_socket_drops_total", none, Flow { total: 9.0, per_s: 1.0 });
         assert!(ids(vec![past, flow("skep_load_ratio", none, total(0.5))]).is_empty());
         assert!(ids(vec![denied, denied_drops]).is_empty(), "they are dropped on purpose");
+        let failures = flow("skep_tls_reload_failures_total", none, total(9.0));
+        let failing = flow("skep_tls_reload_failing", none, total(0.0));
+        assert!(ids(vec![failures, failing]).is_empty(), "it was loaded since");
         let at = |name, label, at_s| ids(vec![flow(name, label, total(at_s))]);
         let proxy = "skep_unlisted_proxy_latest_timestamp_seconds";
         assert!(at(proxy, ("source", "public"), NOW_S).is_empty(), "a client's own proxy");

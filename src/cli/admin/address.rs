@@ -12,7 +12,7 @@ use crate::client::url::{Scheme, Url};
 /// The place of an admin listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::cli) struct AdminAddress {
-    /// Whether it is behind a proxy that speaks TLS: the listener itself does not.
+    /// Whether it is behind a proxy that serves TLS: the listener itself does not.
     pub(in crate::cli) has_tls: bool,
     /// A name or an address; an IPv6 address without brackets.
     pub(in crate::cli) host: String,

@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::admin_client::{AdminRequestError, RequestLimits, Server, exchange_with, reachable};
 use crate::client::tls::{TlsConfigError, Trust};
 use crate::config::{Config, ConfigError, SettingsSource};
-use crate::server;
+use crate::server::{self, ServingListener};
 use crate::sys::holder::listening_users;
 pub(super) use address::AdminAddress;
 pub(super) use output::ChangeOutput;
@@ -33,12 +33,15 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// takes some megabytes.
 const LIMITS: RequestLimits = RequestLimits { step: Duration::from_secs(30), body_bytes: 16 << 20 };
 
-/// How the token is found, for the help of each subcommand.
+/// How listener and token are found, for the help of each subcommand.
 const TOKEN_HELP: &str = "\
+The tracker is the one that serves with the state directory (that of SKEP__SERVER__STATE_DIR,
+STATE_DIRECTORY or XDG's rules, else /var/lib/skep): it keeps the address of its admin listener
+there. Without such a file it is the one at SKEP__ADMIN__LISTEN, by default 127.0.0.1:6970.
+
 The token is that of the setting admin.token. Without --token and --token-file, skep uses
 SKEP__ADMIN__TOKEN, else, for a tracker on this host, the file admin.token in the state directory
-(that of SKEP__SERVER__STATE_DIR, STATE_DIRECTORY or XDG's rules) or, if that token is missing or
-refused, in /var/lib/skep.";
+or, if that token is missing or refused, in /var/lib/skep.";
 
 /// The help behind a subcommand's flags: its examples, the token, and exit codes.
 pub(super) fn help(examples: &str, failed: &str) -> String {
@@ -49,7 +52,7 @@ pub(super) fn help(examples: &str, failed: &str) -> String {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "The tracker")]
 pub(super) struct AdminArguments {
-    /// Admin listener [default: SKEP__ADMIN__LISTEN or 127.0.0.1:6970]
+    /// Admin listener [default: that of the tracker which serves]
     #[arg(long, value_name = "ADDRESS:PORT|URL")]
     admin: Option<AdminAddress>,
     /// Read the token from the first line of this file
@@ -219,8 +222,14 @@ impl AdminArguments {
             (Some(address), Some(token)) => (address, vec![token]),
             (address, token) => {
                 let config = config_of_environment()?;
-                let address = address.unwrap_or_else(|| reachable(config.admin.listen).into());
-                let kept = || kept_tokens(&address, &config);
+                let serving = match address {
+                    Some(_) => None,
+                    None => server::serving_listener(&config),
+                };
+                let serving = serving.filter(|it| token.is_none() || is_own(it));
+                let listen = serving.map_or(config.admin.listen, |it| it.address);
+                let address = address.unwrap_or_else(|| reachable(listen).into());
+                let kept = || kept_tokens(&address, &config, serving);
                 let tokens = token.map_or_else(kept, |token| vec![token]);
                 (address, tokens)
             }
@@ -263,10 +272,24 @@ fn config_of_environment() -> Result<Config, ConfigError> {
     SettingsSource { environment, ..SettingsSource::default() }.load()
 }
 
-/// The tokens that trackers on this host generated. They are never sent to another host.
-fn kept_tokens(address: &AdminAddress, config: &Config) -> Vec<FoundToken> {
+/// Whether this user or root wrote the address of a listener. Another user may have written one of
+/// its own there, to be sent a token that was named for another tracker.
+fn is_own(serving: &ServingListener) -> bool {
+    [0, rustix::process::geteuid().as_raw()].contains(&serving.owner)
+}
+
+/// The tokens that trackers on this host generated. They are never sent to another host. To a
+/// listener whose address another user wrote, only that user's own are sent.
+fn kept_tokens(
+    address: &AdminAddress,
+    config: &Config,
+    serving: Option<ServingListener>,
+) -> Vec<FoundToken> {
     let config = Some(config).filter(|_| address.is_this_host());
-    let found = config.map(server::kept_tokens).unwrap_or_default();
+    let mut found = config.map(server::kept_tokens).unwrap_or_default();
+    if let Some(serving) = serving.filter(|it| !is_own(it)) {
+        found.retain(|(_, owner)| *owner == serving.owner);
+    }
     found.into_iter().map(|(text, owner)| FoundToken { text, owner: Some(owner) }).collect()
 }
 

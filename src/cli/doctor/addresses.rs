@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use super::HostReport;
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
+use super::tracker::{value, without_tracker};
 use crate::admin::live::PROXY_SEEN_S;
-use crate::cli::text::count;
 use crate::config::Config;
-use crate::frontend::figures::{grouped, rounded};
+use crate::frontend::figures::percent;
 
 const BIND: Check = Check::new(
     "addresses.bind",
@@ -142,7 +142,7 @@ fn scope(report: &HostReport) -> Finding {
     let admin = report.config.admin.listen;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
-        Err(error) => return silent(&SCOPE, admin, error),
+        Err(error) => return without_tracker(&SCOPE, admin, error),
     };
     let ratio = |kind| value(metrics, &format!("skep_odd_sources_ratio{{kind=\"{kind}\"}}"));
     let (Some(one), Some(unroutable)) = (ratio("one_address"), ratio("unroutable")) else {
@@ -163,29 +163,16 @@ fn scope(report: &HostReport) -> Finding {
     }
 }
 
-/// The finding of a check that needs a running tracker, where none responds.
-pub(super) fn silent(check: &Check, admin: SocketAddr, error: &str) -> Finding {
-    check
-        .info(format!("no skep of these settings responds at {admin} ({error})"))
-        .remedied("run `skep doctor` again, with the same settings, while skep serves")
-}
-
-/// The value of a series in the running tracker's metrics.
-pub(super) fn value(metrics: &str, series: &str) -> Option<f64> {
-    let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
-    value.trim().parse().ok().filter(|value: &f64| value.is_finite())
-}
-
 fn proxies(report: &HostReport) -> Finding {
     let admin = report.config.admin.listen;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
-        Err(error) => return silent(&PROXIES, admin, error),
+        Err(error) => return without_tracker(&PROXIES, admin, error),
     };
     let of = |name: &str, source: &str| {
         value(metrics, &format!("skep_unlisted_proxy_{name}{{source=\"{source}\"}}"))
     };
-    let names = ["requests_total", "latest_timestamp_seconds"];
+    let names = ["ratio", "latest_timestamp_seconds"];
     let [(Some(private), Some(private_s)), (Some(public), Some(public_s))] =
         ["private", "public"].map(|source| (of(names[0], source), of(names[1], source)))
     else {
@@ -198,37 +185,26 @@ fn proxies(report: &HostReport) -> Finding {
                   clients, let their addresses through instead (addresses.scope); a line \
                   `not listed` of the log, once an hour, has the address and the setting\n\
                   $ journalctl -u skep | grep 'not listed'";
-    let over_http = over_http(metrics);
-    let fact = |requests: f64, place: &str| {
+    let fact = |ratio: f64, place: &str| {
         format!(
-            "{} came through a proxy {place} that http.trusted_proxies does not list, of {} over \
-             HTTP in all",
-            count(rounded(requests), "request"),
-            grouped(rounded(over_http.max(requests)))
+            "{} of the last hour's requests over HTTP came through a proxy {place} that \
+             http.trusted_proxies does not list",
+            percent(ratio)
         )
     };
-    let is_most = |requests: f64| requests > over_http * SHARE_HIGH;
     if is_recent(private_s) {
         let fact = fact(private, "of this host or its network");
-        return if is_most(private) {
+        return if private > SHARE_HIGH {
             PROXIES.problem(fact, remedy)
         } else {
             PROXIES.warning(fact, format!("unless it is a client's own, {remedy}"))
         };
     }
-    if is_recent(public_s) && is_most(public) {
+    if is_recent(public_s) && public > SHARE_HIGH {
         let fact = fact(public, "on a public address");
         return PROXIES.warning(fact, format!("if it is yours (a CDN), {remedy}"));
     }
     PROXIES.ok("no reverse proxy forwards requests that http.trusted_proxies does not list")
-}
-
-/// The number of requests over HTTP, with those that began a WebSocket.
-fn over_http(metrics: &str) -> f64 {
-    let requests = ["ipv4", "ipv6"]
-        .map(|it| format!("skep_requests_total{{transport=\"http\",family=\"{it}\"}}"));
-    let upgrades = "skep_websocket_upgrades_total".to_owned();
-    requests.iter().chain([&upgrades]).filter_map(|series| value(metrics, series)).sum()
 }
 
 #[cfg(test)]
@@ -336,39 +312,36 @@ mod tests {
 
     #[test]
     fn proxies_that_are_not_listed_are_found_while_they_forward() {
-        let found = |private: (u32, u64), public: (u32, u64), over_http: u32| {
+        let found = |private: (f64, u64), public: (f64, u64)| {
             let mut fake = Fake::new();
-            let series = |name, source, value| {
-                format!("skep_unlisted_proxy_{name}{{source=\"{source}\"}} {value}\n")
-            };
-            let mut metrics =
-                String::from("skep_requests_total{transport=\"http\",family=\"ipv6\"} 0\n");
-            for (source, (count, ago_s)) in [("private", private), ("public", public)] {
-                let latest_s = if count == 0 { 0 } else { NOW_S - ago_s };
-                metrics += &series("requests_total", source, u64::from(count));
-                metrics += &series("latest_timestamp_seconds", source, latest_s);
+            let mut metrics = String::new();
+            for (source, (ratio, ago_s)) in [("private", private), ("public", public)] {
+                let series = |name, value: &str| {
+                    format!("skep_unlisted_proxy_{name}{{source=\"{source}\"}} {value}\n")
+                };
+                let latest_s = if ago_s == NEVER { 0 } else { NOW_S - ago_s };
+                metrics += &series("ratio", &ratio.to_string());
+                metrics += &series("latest_timestamp_seconds", &latest_s.to_string());
             }
-            metrics +=
-                &format!("skep_requests_total{{transport=\"http\",family=\"ipv4\"}} {over_http}\n");
             fake.report.facts.metrics = Ok(metrics);
             judge(&fake, "addresses.proxies")
         };
-        assert_eq!(found((0, 0), (0, 0), 0).0, Severity::Ok);
-        let (severity, text) = found((501, 60), (0, 0), 1000);
+        const NEVER: u64 = u64::MAX;
+        let none = (0.0, NEVER);
+        assert_eq!(found(none, none).0, Severity::Ok);
+        let (severity, text) = found((0.501, 60), none);
         assert_eq!(severity, Severity::Problem);
-        assert!(text.starts_with("501 requests") && text.contains("grep 'not listed'"), "{text}");
-        assert!(text.contains("of 1,000 over HTTP in all"), "{text}");
-        let (severity, text) = found((3, 60), (0, 0), 0);
-        assert!(severity == Severity::Problem && text.contains("of 3 over HTTP"), "{text}");
-        let (severity, text) = found((1, 60), (0, 0), 1000);
+        let share = "50.1 % of the last hour's requests over HTTP";
+        assert!(text.starts_with(share) && text.contains("grep 'not listed'"), "{text}");
+        let (severity, text) = found((0.001, 60), none);
         assert_eq!(severity, Severity::Warning, "a client's own proxy, perhaps");
-        assert!(text.starts_with("1 request came"), "{text}");
-        assert_eq!(found((500, 60), (0, 0), 1000).0, Severity::Warning);
-        assert_eq!(found((7, 7200), (0, 0), 1000).0, Severity::Ok, "it was listed, or ended");
-        assert_eq!(found((0, 0), (400, 60), 1000).0, Severity::Ok, "clients' own proxies");
-        let (severity, text) = found((0, 0), (600, 60), 1000);
+        assert!(text.starts_with("0.1 % of the last"), "{text}");
+        assert_eq!(found((0.5, 60), none).0, Severity::Warning);
+        assert_eq!(found((1.0, 7200), none).0, Severity::Ok, "it was listed, or ended");
+        assert_eq!(found(none, (0.4, 60)).0, Severity::Ok, "clients' own proxies");
+        let (severity, text) = found(none, (0.6, 60));
         assert_eq!(severity, Severity::Warning);
-        assert!(text.starts_with("600 requests") && text.contains("if it is yours"), "{text}");
+        assert!(text.starts_with("60.0 %") && text.contains("if it is yours"), "{text}");
         let mut fake = Fake::new();
         assert_eq!(judge(&fake, "addresses.proxies").0, Severity::Info);
         fake.report.facts.metrics = Ok("skep_torrents 0\n".into());

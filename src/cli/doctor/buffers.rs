@@ -2,6 +2,7 @@
 
 use super::finding::{Check, Finding};
 use super::host::HostReadError;
+use super::tracker::{LossesUnknown, TrackerLosses};
 use super::{HostReport, container, size};
 
 const RECEIVE: Check = Check::new(
@@ -17,7 +18,7 @@ const SEND: Check = Check::new(
 const ERRORS: Check = Check::new(
     "network.udp_errors",
     "Datagrams that the kernel could not queue, of all programs in this network namespace. \
-     skep_udp_socket_drops_total counts those of the tracker.",
+     skep_udp_socket_drops_total counts those of the tracker: while it runs, they are judged.",
 );
 const FILTER: Check = Check::new(
     "network.optmem",
@@ -131,9 +132,9 @@ impl DatagramCounts {
         self.receive_full + self.send_full + self.no_memory
     }
 
-    /// Whether more than one in a thousand is lost: the threshold of the alert.
+    /// Whether more than one in a thousand is lost.
     fn are_many_lost(self) -> bool {
-        self.lost() > (self.taken + self.lost()) / 1000
+        are_many(self.lost(), self.taken)
     }
 
     /// What was lost, in words.
@@ -146,6 +147,11 @@ impl DatagramCounts {
             taken + receive_full + no_memory
         )
     }
+}
+
+/// Whether more than one in a thousand is lost: the threshold of the alert.
+fn are_many(lost: u64, taken: u64) -> bool {
+    lost > (taken + lost) / 1000
 }
 
 /// Judges the last second. What was lost before may have been a burst of any program.
@@ -170,11 +176,40 @@ fn errors(report: &HostReport) -> Finding {
             if all.are_many_lost() { ERRORS.info(fact) } else { ERRORS.ok(fact) }
                 .remedied(format!("if it grows while skep serves: {remedy}"))
         }
-        _ if now.are_many_lost() => {
-            ERRORS.warning(format!("in the last second {}", now.losses()), remedy)
-        }
-        _ => ERRORS.info(format!("in the last second {}", now.losses())).remedied(remedy),
+        _ => lost_lately(now, TrackerLosses::of(report), remedy),
     }
+}
+
+/// Judges what was lost in the last second: by what the tracker's sockets lost of it, if that is
+/// known, else by what all programs did. Only the former have counts of full receive buffers.
+fn lost_lately(
+    lost: DatagramCounts,
+    tracker: Result<TrackerLosses, LossesUnknown>,
+    remedy: &str,
+) -> Finding {
+    let fact = format!("in the last second {}", lost.losses());
+    let (fact, are_many) = match tracker {
+        Err(LossesUnknown::NoMetrics) => (fact, lost.are_many_lost()),
+        Err(LossesUnknown::Filtered) => (
+            format!(
+                "{fact}; those of the tracker are not known, as its sockets drop datagrams of \
+                 denied sources (limits.kernel_deny_rate)"
+            ),
+            lost.are_many_lost(),
+        ),
+        Ok(TrackerLosses { dropped, received }) => {
+            // The two are not read at the same instant.
+            let dropped = dropped.min(lost.receive_full);
+            let whose = match dropped {
+                0 => "none at the sockets of the running tracker".to_owned(),
+                _ => format!("{dropped} at full receive buffers of the running tracker"),
+            };
+            let others = lost.send_full + lost.no_memory;
+            let are_many = are_many(dropped, received) || are_many(others, lost.taken);
+            (format!("{fact}; {whose}"), are_many)
+        }
+    };
+    if are_many { ERRORS.warning(fact, remedy) } else { ERRORS.info(fact).remedied(remedy) }
 }
 
 const SOFTNET: &str = "/proc/net/softnet_stat";
@@ -321,6 +356,40 @@ mod tests {
         let (severity, text) = judge("1005000 5 0 9100 0 0", "1000000 5 0 9000 0 0");
         assert_eq!(severity, Severity::Warning);
         assert!(text.starts_with("in the last second of 5100 incoming datagrams 100"), "{text}");
+    }
+
+    #[test]
+    fn what_other_programs_lose_is_told_from_what_the_running_tracker_loses() {
+        let judge = |now: &str, drops: u32, denied: u32| {
+            let mut fake =
+                Fake::new().with(SNMP, &snmp(now)).earlier(SNMP, &snmp("1000000 5 0 9000 0 0"));
+            let metrics = |drops: u32, received: u32| {
+                format!(
+                    "skep_udp_socket_drops_total{{worker=\"0\",family=\"ipv4\"}} {drops}\n\
+                     skep_requests_total{{transport=\"udp\",family=\"ipv4\"}} {received}\n\
+                     skep_kernel_denied_sources {denied}\n"
+                )
+            };
+            // What the tracker has lost since its start is more than the last second's.
+            fake.report.earlier.set_metrics(&metrics(8000, 70_000));
+            fake.report.facts.metrics = Ok(metrics(8000 + drops, 71_000));
+            found(&examine(&fake.report), "network.udp_errors")
+        };
+        let (severity, text) = judge("1005000 5 0 9100 0 0", 0, 0);
+        assert_eq!(severity, Severity::Info, "other programs lose them");
+        assert!(text.contains("; none at the sockets of the running tracker\n"), "{text}");
+        let (severity, text) = judge("1005000 5 0 9100 0 0", 60, 0);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("receive buffers and 0 to lack"), "{text}");
+        assert!(text.contains("; 60 at full receive buffers of the running tracker\n"), "{text}");
+        let (severity, text) = judge("1005000 5 0 9100 0 0", 1, 0);
+        assert_eq!(severity, Severity::Info, "{text}");
+        let (_, text) = judge("1005000 5 0 9100 0 0", 101, 0);
+        assert!(text.contains("; 100 at full receive buffers"), "never more than all: {text}");
+        assert_eq!(judge("1005000 5 0 9000 0 90", 0, 0).0, Severity::Warning, "{text}");
+        let (severity, text) = judge("1005000 5 0 9100 0 0", 60, 1);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("those of the tracker are not known"), "{text}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The kernel's counters at an earlier moment: findings on losses judge what happens while
-//! `skep doctor` runs, not one burst long ago.
+//! The counters of the kernel and of the running tracker at an earlier moment: findings on losses
+//! judge what happens while `skep doctor` runs, not one burst long ago.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +18,20 @@ const FILES: [&str; 5] = [
 #[derive(Clone, Debug, Default)]
 pub struct EarlierCounters {
     texts: BTreeMap<&'static str, String>,
+    metrics: Option<String>,
 }
 
 impl EarlierCounters {
-    /// Reads the counters of a host. A file that cannot be read is left out.
-    pub fn read(host: &Host) -> Self {
+    /// Reads the counters of a host. A file that cannot be read is left out. `metrics` are those of
+    /// the running tracker at this moment, if there is one.
+    pub fn read(host: &Host, metrics: Option<String>) -> Self {
         let read = |path: &'static str| Some((path, host.text(path).ok()?));
-        Self { texts: FILES.into_iter().filter_map(read).collect() }
+        Self { texts: FILES.into_iter().filter_map(read).collect(), metrics }
+    }
+
+    /// The tracker's metrics at that time.
+    pub(super) fn metrics(&self) -> Option<&str> {
+        self.metrics.as_deref()
     }
 
     /// A file's text at that time; empty if it was not read.
@@ -41,5 +48,11 @@ impl EarlierCounters {
     #[cfg(test)]
     pub(super) fn set(&mut self, path: &'static str, text: &str) {
         self.texts.insert(path, text.trim().to_owned());
+    }
+
+    /// Sets the tracker's metrics.
+    #[cfg(test)]
+    pub(super) fn set_metrics(&mut self, text: &str) {
+        self.metrics = Some(text.to_owned());
     }
 }

@@ -17,7 +17,7 @@ use rustix::fs::statvfs;
 use super::running::{self, OtherTrackerError};
 use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
 use crate::config::Config;
-use crate::server::{self, KEY_VARIABLE, UnavailableAddress, Validity};
+use crate::server::{self, KEY_VARIABLE, UnavailableAddress};
 use crate::snapshot::{CURRENT, PREVIOUS, read_header};
 use crate::sys::clock::{Clock, ClockWatch, Synchronisation, synchronisation};
 use crate::sys::filter::{self, SOURCES_MAX};
@@ -53,8 +53,6 @@ pub struct HostFacts {
     pub metrics: Result<String, String>,
     /// Why the skep that responds is not that tracker, if one responds.
     pub other_tracker: Option<OtherTrackerError>,
-    /// The files of the certificate, if TLS is served.
-    pub tls: Option<TlsFiles>,
     /// The state directory, or why there is none.
     pub state: Result<StateHome, String>,
     /// Whether this process runs in Kubernetes.
@@ -83,15 +81,6 @@ pub struct Denial {
     pub problem: String,
     /// What to do.
     pub remedy: String,
-}
-
-/// The files of the certificate.
-#[derive(Clone, Debug)]
-pub struct TlsFiles {
-    /// When the certificate is valid, or why it cannot be used.
-    pub validity: Result<Validity, String>,
-    /// Files that the user to change to may not read, and why.
-    pub unreadable: Vec<String>,
 }
 
 /// The state directory.
@@ -130,8 +119,6 @@ impl HostFacts {
             memory: memory::usable_bytes().map_err(text),
             metrics: other_tracker.as_ref().map_or(metrics, |it| Err(text(it))),
             other_tracker,
-            tls: server::certificate_state(config)
-                .map(|(validity, unreadable)| TlsFiles { validity, unreadable }),
             state: state.map(StateHome::inspect).map_err(text),
             in_kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             has_key_variable: std::env::var_os(KEY_VARIABLE).is_some(),
@@ -141,6 +128,15 @@ impl HostFacts {
                 now_s: Clock::start().now().seconds(),
                 set_ns: watch.set_ns(),
             },
+        }
+    }
+}
+
+impl HostFacts {
+    /// Fetches the tracker's metrics again, if there is one.
+    pub(super) fn renew_metrics(&mut self, config: &Config) {
+        if self.metrics.is_ok() {
+            self.metrics = metrics(reachable(config.admin.listen));
         }
     }
 }

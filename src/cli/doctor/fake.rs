@@ -44,7 +44,6 @@ impl Fake {
             memory: Ok(16 << 30),
             metrics: Err("Connection refused".into()),
             other_tracker: None,
-            tls: None,
             state: Ok(state),
             in_kubernetes: false,
             has_key_variable: false,
@@ -53,7 +52,8 @@ impl Fake {
         let host = Host::at(root.path());
         let (config, configuration) = (Config::default(), Vec::new());
         let earlier = EarlierCounters::default();
-        Self { root, report: HostReport { host, earlier, facts, config, configuration } }
+        let report = HostReport { host, earlier, facts, config, configuration, certificate: None };
+        Self { root, report }
     }
 
     /// A host that fails most checks.

@@ -1,9 +1,10 @@
 //! `skep doctor`: checks the host that skep runs on, and prints findings with remedies.
 //!
 //! ```text
-//! files below a root ─▶ Host, now and a second ago ─┐
-//! system calls ───────▶ HostFacts ──────────────────┼▶ HostReport ─▶ findings ─▶ report
-//! settings ───────────▶ Config, and its findings ───┘
+//! files below a root ─▶ Host, now and a second ago ───────┐
+//! the running tracker ▶ its metrics, now and a second ago ┤
+//! system calls ───────▶ HostFacts ────────────────────────┼▶ HostReport ─▶ findings ─▶ report
+//! settings ───────────▶ Config, and its findings ─────────┘
 //! ```
 //!
 //! The configuration comes first, as `skep check` judges it: no host is good for settings with
@@ -32,6 +33,7 @@ mod settings;
 mod spread;
 mod state;
 mod tls;
+mod tracker;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -42,10 +44,11 @@ use clap::Args;
 
 use super::{FindingsArguments, complain, print};
 use crate::config::{Config, ConfigFinding};
-use crate::server::{self, StartError};
+pub(super) use crate::frontend::figures::size;
+use crate::server::{self, CheckReport, StartError, Validity};
 
 pub use earlier::EarlierCounters;
-pub use facts::{Denial, HostFacts, StateHome, TlsFiles, WallClock};
+pub use facts::{Denial, HostFacts, StateHome, WallClock};
 pub use finding::{Finding, Severity};
 pub use host::{Host, HostReadError};
 pub use running::OtherTrackerError;
@@ -97,6 +100,8 @@ pub struct HostReport {
     pub config: Config,
     /// What `skep check` finds in them, and in the files that they name.
     pub configuration: Vec<ConfigFinding>,
+    /// When the certificate that they name is valid; `None` without TLS, or with a fault.
+    pub certificate: Option<Validity>,
 }
 
 impl HostReport {
@@ -159,44 +164,27 @@ pub(super) fn run(options: &Options) -> ExitCode {
 /// invalid, else 1 if there is a problem.
 fn report_here(options: &Options) -> Result<u8, StartError> {
     let host = Host::here();
-    let earlier = EarlierCounters::read(&host);
     let source = options.findings.settings.source()?;
-    let report = server::check(&source);
-    let are_settings_valid = report.are_settings_valid();
-    let (config, configuration) = (report.config, report.findings);
-    let facts = HostFacts::gather(&config);
+    let CheckReport { configuration, certificate } = server::check(&source);
+    let are_settings_valid = configuration.are_settings_valid();
+    let (config, configuration) = (configuration.config, configuration.findings);
+    let mut facts = HostFacts::gather(&config);
+    // The collection takes its time, so the metrics are read again with the first counters.
+    facts.renew_metrics(&config);
+    let earlier = EarlierCounters::read(&host, facts.metrics.clone().ok());
     sleep(WATCHED);
-    let findings = examine(&HostReport { host, earlier, facts, config, configuration });
+    facts.renew_metrics(&config);
+    let report = HostReport { host, earlier, facts, config, configuration, certificate };
+    let findings = examine(&report);
     print(&if options.findings.json { report::json(&findings) } else { report::text(&findings) })?;
     let has_problem = findings.iter().any(|it| it.severity == Severity::Problem);
     Ok(if are_settings_valid { u8::from(has_problem) } else { 2 })
-}
-
-/// A number of bytes with a binary unit, such as `1.5 GiB`.
-pub(super) fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match UNITS.iter().find(|it| bytes >= it.1) {
-        Some((name, unit)) if bytes.is_multiple_of(*unit) => format!("{} {name}", bytes / unit),
-        // `unit / 10` is rounded down, which changes the result by less than 1 %.
-        Some((name, unit)) => {
-            let tenths = bytes / (unit / 10).max(1);
-            format!("{}.{} {name}", tenths / 10, tenths % 10)
-        }
-        None => format!("{bytes} B"),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use fake::Fake;
-
-    #[test]
-    fn sizes_are_readable() {
-        let said = [0, 1023, 1024, 212_992, 8 << 20, 3 << 29, 1 << 40].map(size);
-        let wanted = ["0 B", "1023 B", "1 KiB", "208 KiB", "8 MiB", "1.5 GiB", "1024 GiB"];
-        assert_eq!(said, wanted);
-    }
 
     #[test]
     fn a_host_that_shows_nothing_is_examined_to_the_end() {

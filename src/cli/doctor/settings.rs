@@ -2,7 +2,7 @@
 
 use super::finding::{Check, Finding};
 use super::{HostReport, tls};
-use crate::config::ConfigFinding;
+use crate::config::{ConfigFinding, ConfigTopic};
 
 const VALID: Check = Check::new(
     "config.valid",
@@ -12,11 +12,8 @@ const DOUBTS: Check =
     Check::new("config.doubts", "These settings are allowed, but probably not what was meant.");
 
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
-    // The group `tls` has those of certificate and key, unless no certificate is served.
-    let is_of_tls = |it: &&ConfigFinding| {
-        let is_about = ["tls.certificate", "tls.key"].map(Some).contains(&it.key.as_deref());
-        is_about && (it.is_fault() || report.facts.tls.is_some())
-    };
+    // The group `tls` has those of the certificate that is served.
+    let is_of_tls = |it: &&ConfigFinding| tls::is_fault(it) || it.topic != ConfigTopic::Setting;
     let has_tls_fault = report.configuration.iter().any(tls::is_fault);
     let (faults, doubts): (Vec<_>, Vec<_>) =
         report.configuration.iter().filter(|it| !is_of_tls(it)).partition(|it| it.is_fault());
@@ -53,6 +50,7 @@ mod tests {
         fake.report.configuration = vec![
             ConfigFinding::fault("is out of bounds").about("server.workers"),
             ConfigFinding::warning("is doubtful").about("tls.key"),
+            ConfigFinding::warning("expires").about("tls.key").on(ConfigTopic::CertificateExpires),
             ConfigFinding::fault("cannot read /key").about("tls.key"),
             ConfigFinding::fault("cannot read /nope").about("access.ports_deny"),
         ];
@@ -64,5 +62,6 @@ mod tests {
         let (severity, text) = found(&findings, "config.doubts");
         assert_eq!(severity, Severity::Warning);
         assert!(text.starts_with("tls.key: is doubtful\n"), "{text}");
+        assert!(!text.contains("expires"), "the group tls has that: {text}");
     }
 }

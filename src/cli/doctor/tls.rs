@@ -2,10 +2,9 @@
 //! loaded, and whether the running tracker has the one in the files.
 
 use super::HostReport;
-use super::addresses::{silent, value};
-use super::facts::TlsFiles;
 use super::finding::{Check, Finding};
-use crate::config::ConfigFinding;
+use super::tracker::{value, without_tracker};
+use crate::config::{ConfigFinding, ConfigTopic};
 use crate::server::{Validity, day};
 
 const CERTIFICATE: Check = Check::new(
@@ -29,8 +28,10 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
     if !faults.is_empty() {
         return of_faults(&faults);
     }
-    match &report.facts.tls {
-        Some(tls) => vec![certificate(report, tls), files(tls), reload(report, tls)],
+    match report.certificate {
+        Some(validity) => {
+            vec![certificate(report, validity), files(report), reload(report, validity)]
+        }
         None => {
             let unserved = "TLS is not served: tls.listen is empty";
             [CERTIFICATE, FILES, RELOAD].iter().map(|check| check.ok(unserved)).collect()
@@ -61,48 +62,37 @@ fn of_faults(faults: &[&ConfigFinding]) -> Vec<Finding> {
     ]
 }
 
-/// A fact and its remedy, of a text that has both.
-fn parts(text: &str) -> (&str, &str) {
-    text.split_once("; remedy: ").unwrap_or((text, "name a certificate and its key, both in PEM"))
+/// The messages of the findings with this topic, and their remedies; `None` if there is none.
+fn found_on(report: &HostReport, topic: ConfigTopic) -> Option<(String, String)> {
+    let found: Vec<_> = report.configuration.iter().filter(|it| it.topic == topic).collect();
+    let messages: Vec<_> = found.iter().map(|it| it.message.as_str()).collect();
+    let mut remedies: Vec<_> = found.iter().filter_map(|it| it.advice()).collect();
+    remedies.dedup();
+    (!found.is_empty()).then(|| (messages.join("\n"), remedies.join("\n")))
 }
 
-fn certificate(report: &HostReport, tls: &TlsFiles) -> Finding {
-    let validity = match &tls.validity {
-        Ok(validity) => validity,
-        Err(error) => {
-            let (fact, remedy) = parts(error);
-            return CERTIFICATE.problem(fact, remedy);
-        }
-    };
-    let now_s = i64::try_from(report.facts.clock.now_s).unwrap_or(i64::MAX);
-    let Some(warning) = validity.warning(now_s) else {
-        return CERTIFICATE.ok(format!("valid until {}", day(validity.to_s)));
-    };
-    let (fact, remedy) = parts(&warning);
-    let fact = format!("{} {fact}", report.config.tls.certificate);
-    if (validity.from_s..=validity.to_s).contains(&now_s) {
-        CERTIFICATE.warning(fact, remedy)
-    } else {
-        CERTIFICATE.problem(fact, remedy)
+fn certificate(report: &HostReport, validity: Validity) -> Finding {
+    if let Some((fact, remedy)) = found_on(report, ConfigTopic::CertificateRefused) {
+        return CERTIFICATE.problem(fact, remedy);
+    }
+    match found_on(report, ConfigTopic::CertificateExpires) {
+        Some((fact, remedy)) => CERTIFICATE.warning(fact, remedy),
+        None => CERTIFICATE.ok(format!("valid until {}", day(validity.to_s))),
     }
 }
 
-fn files(tls: &TlsFiles) -> Finding {
-    if tls.unreadable.is_empty() {
-        return FILES.ok("the tracker can read certificate and key again");
+fn files(report: &HostReport) -> Finding {
+    match found_on(report, ConfigTopic::CertificateRenewal) {
+        Some((fact, remedy)) => FILES.warning(fact, remedy),
+        None => FILES.ok("the tracker can read certificate and key again"),
     }
-    FILES.warning(
-        tls.unreadable.join("; "),
-        "give the tracker copies that its group may read, by a hook of certbot: \
-         docs/operating.md, \"TLS on port 443\"",
-    )
 }
 
-fn reload(report: &HostReport, tls: &TlsFiles) -> Finding {
+fn reload(report: &HostReport, validity: Validity) -> Finding {
     let admin = report.config.admin.listen;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
-        Err(error) => return silent(&RELOAD, admin, error),
+        Err(error) => return without_tracker(&RELOAD, admin, error),
     };
     let name = "skep_tls_certificate_not_after_timestamp_seconds";
     let Some(in_force_s) = value(metrics, name) else {
@@ -113,9 +103,7 @@ fn reload(report: &HostReport, tls: &TlsFiles) -> Finding {
             .info("the running tracker does not serve TLS, though these settings do")
             .remedied("restart it: a reload does not add addresses\n$ systemctl restart skep");
     }
-    let Ok(Validity { to_s, .. }) = tls.validity else {
-        return RELOAD.info("the running tracker serves a certificate that is not in the files");
-    };
+    let Validity { to_s, .. } = validity;
     #[expect(clippy::cast_possible_truncation, reason = "a time in seconds")]
     let in_force_s = in_force_s as i64;
     if in_force_s == to_s {
@@ -147,37 +135,37 @@ mod tests {
         i64::try_from(NOW_S).unwrap() + days * DAY_S
     }
 
+    /// A finding on a certificate that ends in some days, with what `skep check` has found.
     fn found_of(
-        tls: Option<TlsFiles>,
+        days: Option<i64>,
+        configuration: Vec<ConfigFinding>,
         metrics: Result<&str, &str>,
         id: &str,
     ) -> (Severity, String) {
         let mut fake = Fake::new();
-        fake.report.facts.tls = tls;
+        let validity = |days| Validity { from_s: in_days(-90), to_s: in_days(days) };
+        fake.report.certificate = days.map(validity);
+        fake.report.configuration = configuration;
         fake.report.facts.metrics = metrics.map(str::to_owned).map_err(str::to_owned);
         found(&examine(&fake.report), id)
     }
 
-    fn valid(from: i64, to: i64) -> Option<TlsFiles> {
-        let validity = Validity { from_s: in_days(from), to_s: in_days(to) };
-        Some(TlsFiles { validity: Ok(validity), unreadable: Vec::new() })
+    fn warning(text: &str, topic: ConfigTopic) -> Vec<ConfigFinding> {
+        vec![ConfigFinding::warning(text).about("tls.key").on(topic)]
     }
 
     #[test]
-    fn a_certificate_is_judged_by_its_dates() {
-        let judge = |tls| found_of(tls, Err("refused"), "tls.certificate");
-        assert_eq!(judge(None).0, Severity::Ok);
-        let (severity, text) = judge(valid(-1, 60));
+    fn a_certificate_is_judged_as_check_judges_it() {
+        let judge = |days, found| found_of(days, found, Err("refused"), "tls.certificate");
+        assert_eq!(judge(None, Vec::new()).0, Severity::Ok);
+        let (severity, text) = judge(Some(60), Vec::new());
         assert!(severity == Severity::Ok && text.starts_with("valid until 2027-03-"), "{text}");
-        let (severity, text) = judge(valid(-80, 10));
-        assert!(severity == Severity::Warning && text.contains("in 10 days\n"), "{text}");
-        let (severity, text) = judge(valid(-90, -1));
-        assert!(severity == Severity::Problem && text.contains("expired on 2027-01-"), "{text}");
-        assert_eq!(judge(valid(1, 90)).0, Severity::Problem);
-        let validity = Err("tls.key: /a cannot be used; remedy: make another".to_owned());
-        let (severity, text) = judge(Some(TlsFiles { validity, unreadable: Vec::new() }));
-        assert_eq!(severity, Severity::Problem);
-        assert_eq!(text, "tls.key: /a cannot be used\nmake another");
+        let expires = warning("/a ends soon; remedy: renew", ConfigTopic::CertificateExpires);
+        let expected = (Severity::Warning, "/a ends soon\nrenew".to_owned());
+        assert_eq!(judge(Some(10), expires), expected);
+        let expired = warning("/a has ended; remedy: renew", ConfigTopic::CertificateRefused);
+        let expected = (Severity::Problem, "/a has ended\nrenew".to_owned());
+        assert_eq!(judge(Some(-1), expired), expected);
     }
 
     #[test]
@@ -200,11 +188,12 @@ mod tests {
 
     #[test]
     fn files_that_the_user_may_not_read_are_found_before_a_renewal() {
-        let judge = |tls| found_of(tls, Err("refused"), "tls.files");
-        assert_eq!(judge(valid(-1, 60)).0, Severity::Ok);
-        let unreadable = vec!["user 65534 (server.user) cannot read /a".to_owned()];
-        let (severity, text) = judge(valid(-1, 60).map(|it| TlsFiles { unreadable, ..it }));
-        assert!(severity == Severity::Warning && text.contains("cannot read /a"), "{text}");
+        let judge = |found| found_of(Some(60), found, Err("refused"), "tls.files");
+        assert_eq!(judge(Vec::new()).0, Severity::Ok);
+        let text = "user 65534 (server.user) cannot read /a; remedy: copy it";
+        let found = judge(warning(text, ConfigTopic::CertificateRenewal));
+        let expected = "user 65534 (server.user) cannot read /a\ncopy it";
+        assert_eq!(found, (Severity::Warning, expected.to_owned()));
     }
 
     #[test]
@@ -212,7 +201,7 @@ mod tests {
         let name = "skep_tls_certificate_not_after_timestamp_seconds";
         let judge = |days| {
             let metrics = format!("# TYPE {name} gauge\n{name} {}\n", in_days(days));
-            found_of(valid(-1, 60), Ok(&metrics), "tls.reload")
+            found_of(Some(60), Vec::new(), Ok(&metrics), "tls.reload")
         };
         assert_eq!(judge(60).0, Severity::Ok);
         let (severity, text) = judge(5);
@@ -220,7 +209,8 @@ mod tests {
         assert!(text.contains("valid until 2027-01-") && text.contains("grep"), "{text}");
         let unserved = format!("{name} 0\n");
         for metrics in [Ok(unserved.as_str()), Ok("skep_torrents 0\n"), Err("refused")] {
-            assert_eq!(found_of(valid(-1, 60), metrics, "tls.reload").0, Severity::Info);
+            let (severity, _) = found_of(Some(60), Vec::new(), metrics, "tls.reload");
+            assert_eq!(severity, Severity::Info);
         }
     }
 }

@@ -14,6 +14,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::server::StartError;
+use crate::server::admin_address::AdminAddressFile;
+use crate::server::control::ADDRESS_MAX;
 use crate::server::control::process::ProcessState;
 use crate::server::control::service_manager::ServiceManager;
 use crate::server::control::signals::Signals;
@@ -61,6 +63,8 @@ pub(crate) struct Running {
     pub(crate) streams: Streams,
     /// Closes the admin listener.
     pub(crate) close_admin: oneshot::Sender<()>,
+    /// Removed before the listener is closed. A successor replaces it.
+    pub(crate) address_file: Option<AdminAddressFile>,
     /// How long to continue serving.
     pub(crate) drain: Duration,
     /// Whether the service manager keeps the listeners.
@@ -238,7 +242,7 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
     // No more samples are taken, and the last snapshot may take long: without this, an open page
     // would report that the tracker does not respond.
     state.close_board();
-    let Running { workers, streams, close_admin, .. } = running;
+    let Running { workers, streams, close_admin, address_file, .. } = running;
     let _ = spawn_blocking(move || {
         streams.stop();
         workers.stop();
@@ -249,13 +253,24 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
     tokio::select! {
         biased;
         Some(successor) = successors.recv() => {
+            remove(address_file).await;
             drop(close_admin);
             let successor = successor.leave();
             info!(target: OPERATOR, "right to serve given to the waiting successor");
             let _ = writing.await;
             successor.send_saved();
         }
-        _ = &mut writing => drop(close_admin),
+        _ = &mut writing => {
+            remove(address_file).await;
+            drop(close_admin);
+        }
+    }
+}
+
+/// Removes the address of the admin listener, unless the disk does not respond.
+async fn remove(address_file: Option<AdminAddressFile>) {
+    if let Some(file) = address_file {
+        let _ = timeout(ADDRESS_MAX, spawn_blocking(move || file.remove())).await;
     }
 }
 

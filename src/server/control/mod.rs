@@ -12,8 +12,9 @@ pub(crate) mod reserve;
 pub(crate) mod service_manager;
 pub(crate) mod signals;
 
+use std::future::pending;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use tracing::{info, warn};
 
 use crate::admin::{self, Process as _};
 use crate::config::LogFormat;
+use crate::server::admin_address::AdminAddressFile;
 use crate::server::log::OPERATOR;
 use crate::server::metrics::Metrics;
 use crate::server::options;
@@ -48,6 +50,9 @@ use signals::Signals;
 
 /// How often to check whether every worker has made its first turn.
 const START_POLL: Duration = Duration::from_millis(1);
+
+/// How long a disk may take to write the address of the admin listener, or to remove it.
+const ADDRESS_MAX: Duration = Duration::from_secs(1);
 
 /// How long pages under way may take at the end.
 const LAST_PAGES_MAX: Duration = Duration::from_secs(1);
@@ -120,6 +125,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let listener = tokio::net::TcpListener::from_std(admin)
         .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
     let handover_path = options::handover_path(&reloader.config);
+    let state_home = options::state_home(&reloader.config);
     let logs_json = reloader.config.log.format == LogFormat::Json;
     let mut reloads = ReloadQueue::start(reloader)
         .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
@@ -156,6 +162,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();
     let (keep, is_managed) = (streams.keeper(), owned.is_managed());
+    let address_file = write_address(state_home, ready_line.admin).await;
     let offer = offer(&state, handover_path, (owned, keep), (successors, lock));
     ready_line.print(logs_json);
     manager.ready(&ready_line.to_string());
@@ -164,7 +171,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let events = (&mut ended, &mut successor, &mut signals);
     let outcome =
         run_until_shutdown(&state, (&workers, &streams), events, &mut reloads, &manager).await;
-    let running = Running { workers, streams, close_admin, drain: state.drain(), is_managed };
+    let drain = state.drain();
+    let running = Running { workers, streams, close_admin, address_file, drain, is_managed };
     let events = (&mut signals, &mut ended, &mut successor);
     let outcome = drain::shut_down(&state, outcome, running, &manager, events).await;
     drop(offer);
@@ -172,6 +180,29 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let last = async { tokio::join!(admin, board.emptied()) };
     let _ = timeout(LAST_PAGES_MAX, last).await;
     outcome
+}
+
+/// Puts the address of the admin listener in the state directory, if there is one.
+async fn write_address(
+    state_home: Result<PathBuf, StateDirectoryError>,
+    admin: SocketAddr,
+) -> Option<AdminAddressFile> {
+    let directory = state_home.ok()?;
+    let writing = spawn_blocking(move || AdminAddressFile::write(&directory, admin));
+    let written = match timeout(ADDRESS_MAX, writing).await {
+        Ok(Ok(written)) => written,
+        Ok(Err(_)) => pending().await, // a panic, which ends the process
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    match written {
+        Ok(file) => Some(file),
+        // The start has logged that there is no state directory.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            info!(%error, "address of the admin listener not kept, subcommands use the settings");
+            None
+        }
+    }
 }
 
 /// The outcome of a take-over.

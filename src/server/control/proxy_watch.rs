@@ -5,6 +5,7 @@
 //! headers also come with clients' own proxies, and strangers may forge them: there a warning takes
 //! most of the requests over HTTP, and names the doubt.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -21,6 +22,10 @@ const WARNING_EVERY_S: u64 = 3600;
 const WINDOW_S: u64 = 60;
 const WINDOW_REQUESTS_MIN: u64 = 100;
 
+/// The share of the last hour moves on once a minute.
+const MINUTE_S: u64 = 60;
+const MINUTES: usize = 60;
+
 /// Most networks of the setting that a warning repeats.
 const NETWORKS_SHOWN_MAX: usize = 8;
 
@@ -34,6 +39,58 @@ pub(super) struct ProxyWatch {
     window: Option<ShareWindow>,
     /// Whether most requests over HTTP of the last window were forwarded from public addresses.
     is_mostly_public: bool,
+    hour: HourCounts,
+}
+
+/// The counts of the last hour.
+#[derive(Debug, Default)]
+struct HourCounts {
+    /// At its beginning.
+    first: TotalCounts,
+    /// At each minute since then.
+    minutes: VecDeque<(Now, TotalCounts)>,
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct TotalCounts {
+    /// Requests through proxies that are not listed, by their source.
+    forwarded: [u64; ProxySource::ALL.len()],
+    /// Requests over HTTP.
+    requests: u64,
+}
+
+impl TotalCounts {
+    fn of(seen: &UnlistedProxies, requests: u64) -> Self {
+        Self { forwarded: ProxySource::ALL.map(|it| seen.requests(it)), requests }
+    }
+}
+
+impl HourCounts {
+    /// The share of each source in the requests of the last hour. Call it once a second.
+    fn ratios(&mut self, now: Now, counts: TotalCounts) -> [f64; ProxySource::ALL.len()] {
+        if self.minutes.back().is_none_or(|(at, _)| now >= at.plus_s(MINUTE_S)) {
+            self.minutes.push_back((now, counts));
+        }
+        if self.minutes.len() > MINUTES
+            && let Some((_, oldest)) = self.minutes.pop_front()
+        {
+            self.first = oldest;
+        }
+        let requests = counts.requests.saturating_sub(self.first.requests);
+        ProxySource::ALL.map(|source| {
+            let at = source as usize;
+            let forwarded = counts.forwarded[at].saturating_sub(self.first.forwarded[at]);
+            // A connection with a PROXY header may have no request.
+            ratio(forwarded, requests.max(forwarded))
+        })
+    }
+}
+
+/// The share of some in all; 0 of nothing.
+#[expect(clippy::cast_precision_loss, reason = "a share is shown with one decimal")]
+fn ratio(some: u64, all: u64) -> f64 {
+    some as f64 / all.max(1) as f64
 }
 
 /// Counts at the start of a window.
@@ -92,7 +149,10 @@ impl ProxyWatch {
             // What was seen before may be listed now, and what is seen next is news.
             seen.forget();
             *self = Self::new(listed);
+            self.hour.first = TotalCounts::of(seen, requests);
         }
+        let ratios = self.hour.ratios(now, TotalCounts::of(seen, requests));
+        ProxySource::ALL.iter().zip(ratios).for_each(|(it, ratio)| seen.set_ratio(*it, ratio));
         self.measure(now, seen.requests(ProxySource::Public), requests);
         let mut due = Vec::new();
         for source in ProxySource::ALL {
@@ -201,6 +261,37 @@ mod tests {
             assert!(warned.is_empty() || warned == ["9.9.9.9"]);
         }
         assert!(fake.watch.warned[ProxySource::Public as usize].is_some());
+    }
+
+    #[test]
+    fn the_share_is_that_of_the_last_hour_however_few_requests_there_are() {
+        let mut fake = Fake::default();
+        let ratio = |fake: &mut Fake, second: u64| {
+            fake.warned(second);
+            fake.seen.ratio(ProxySource::Private)
+        };
+        assert_eq!(ratio(&mut fake, 0), 0.0);
+        fake.requests += 1_000_000;
+        assert_eq!(ratio(&mut fake, 1), 0.0);
+        for second in 2..=3720 {
+            ratio(&mut fake, second);
+        }
+        fake.forward(3721, 3, "10.0.0.1");
+        fake.requests += 1;
+        assert_eq!(ratio(&mut fake, 3721), 0.75, "the million was more than an hour ago");
+        assert_eq!(fake.seen.ratio(ProxySource::Public), 0.0);
+        for second in 3722..=7260 {
+            assert_eq!(ratio(&mut fake, second), 0.75, "{second}");
+        }
+        let last = (7261..=7500).map(|second| ratio(&mut fake, second)).last();
+        assert_eq!(last, Some(0.0), "none since");
+        fake.forward(7501, 2, "10.0.0.1");
+        assert_eq!(ratio(&mut fake, 7501), 1.0);
+        fake.listed.push("10.0.0.1/32".parse().unwrap());
+        assert_eq!(ratio(&mut fake, 7502), 0.0, "it is listed");
+        fake.forward(7503, 1, "10.0.0.2");
+        fake.requests += 1;
+        assert_eq!(ratio(&mut fake, 7503), 0.5);
     }
 
     #[test]

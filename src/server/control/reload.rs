@@ -203,7 +203,8 @@ impl Reloader {
 fn log_changes(applied: &[String], fixed: &[String], is_json: bool) {
     let [applied, fixed] = [applied, fixed].map(|settings| settings.join(", "));
     match (applied.as_str(), is_json) {
-        ("", _) => info!(target: OPERATOR, "reloaded: nothing has changed"),
+        ("", _) if fixed.is_empty() => info!(target: OPERATOR, "reloaded: nothing has changed"),
+        ("", _) => {}
         (settings, true) => info!(target: OPERATOR, settings, "reloaded"),
         (settings, false) => info!(target: OPERATOR, "reloaded: {settings}"),
     }

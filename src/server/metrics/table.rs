@@ -153,6 +153,10 @@ series! {
         /// changed. 0: none.
         gauge skep_unlisted_proxy_latest_timestamp_seconds{source in ProxySource} =
             |from, source| from.context.unlisted_proxies.latest_s(source);
+        /// Share of them in the requests over HTTP of the last hour, or since
+        /// `http.trusted_proxies` has changed.
+        gauge skep_unlisted_proxy_ratio{source in ProxySource} =
+            |from, source| from.context.unlisted_proxies.ratio(source);
         /// Share of the last second for which a worker used its CPU.
         gauge skep_worker_busy_ratio{worker} = |from, to| {
             from.busy.iter().for_each(|busy| to.put([busy.label.clone()], busy.ratio));
@@ -205,6 +209,10 @@ series! {
         /// cannot be used are tried again once a minute.
         counter skep_tls_reload_failures_total =
             |from| from.context.certificate.reload_failures();
+        /// 1 while the files of the certificate cannot be used: the last attempt to load them
+        /// failed. Else 0.
+        gauge skep_tls_reload_failing =
+            |from| u64::from(from.context.certificate.is_failing());
         /// Connections that became WebSockets.
         counter skep_websocket_upgrades_total =
             |from| from.stream_sum(|worker| worker.upgrades.get());

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::access::mode::Mode;
 use crate::access_store::AccessManager;
-use crate::config::{Config, ConfigReport, SettingsSource};
+use crate::config::{Config, ConfigFinding, ConfigPlace, ConfigReport, SettingsSource};
 use crate::server::context::AppContext;
 use crate::server::control::ready_line::ReadyLine;
 use crate::server::control::reload::Reloader;
@@ -36,9 +36,7 @@ use crate::server::sockets::stream_listeners::StreamListeners;
 use crate::server::state_directory::KeyWarning;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
-use crate::server::{
-    StartError, certificate, check, confine, end_with_any_panic, log, options, tls, workers,
-};
+use crate::server::{StartError, check, confine, end_with_any_panic, log, options, tls, workers};
 use crate::store::Store;
 use crate::sys::allocator::restrain_huge_pages;
 use crate::sys::identity::keep_files_private;
@@ -88,7 +86,7 @@ fn prepare(
     log_start(&source, take_over);
     let manager = ServiceManager::of_process();
     settle_process()?;
-    report.findings.iter().for_each(|it| tracing::warn!(target: log::OPERATOR, "{it}"));
+    check::warnings(report).iter().for_each(log_warning);
     let user = confine::user_of(&config)?;
     confine::create_state_directory(user.as_ref(), options::state_home(&config).as_deref().ok());
     let keys = options::keys_as(user.as_ref(), &config)?;
@@ -96,9 +94,6 @@ fn prepare(
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key loaded");
     let choice = backend::choose(config.server.io)?;
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
-    for warning in certificate::warnings(&config, user.as_ref()) {
-        tracing::warn!(target: log::OPERATOR, "{warning}");
-    }
     // From here to the end of `context`, the state directory is accessed as its user.
     let acting = confine::act_as(user.as_ref())?;
     let mut was_warned = keys.made_up;
@@ -141,6 +136,20 @@ fn log_start(source: &SettingsSource, take_over: bool) {
         config = source.file.as_ref().map(|path| tracing::field::display(path.display())),
         take_over = take_over.then_some(true),
         "skep starting"
+    );
+}
+
+/// Logs a warning that `skep check` prints, with its parts as fields.
+fn log_warning(finding: &ConfigFinding) {
+    let place = Some(&finding.place).filter(|it| **it != ConfigPlace::Default);
+    tracing::warn!(
+        target: log::OPERATOR,
+        place = place.map(tracing::field::display),
+        key = finding.key.as_deref(),
+        value = finding.value.as_deref(),
+        problem = finding.message,
+        remedy = finding.advice(),
+        "configuration doubtful"
     );
 }
 
