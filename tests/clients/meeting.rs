@@ -19,8 +19,9 @@ use super::programs::{Party, present};
 use crate::support::{self, Skep};
 
 /// Longest wait for one condition. A transfer takes a second, or 15 with Transmission, which looks
-/// for whom to serve every 10 seconds; a busy host takes longer.
-const PATIENCE_S: u64 = 60;
+/// for whom to serve every 10 seconds; a busy host takes longer, where a WebRTC connection may need
+/// a second try.
+const PATIENCE_S: u64 = 180;
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(50);
 /// Looks at a client that was asked to end, before it is killed.
@@ -226,9 +227,10 @@ impl Drop for Meeting {
 }
 
 /// A tracker on loopback, with TLS if there is a certificate. It pings WebSockets that are
-/// silent for a moment: long enough for a busy host, short enough that clients see it.
+/// silent for a moment: long enough for a busy host, short enough that clients see it. WebTorrent
+/// clients announce again soon, because they offer a connection anew only then.
 fn start_skep(folder: &Path, authority: Option<&Authority>) -> Skep {
-    let mut config = String::from("[websocket]\nping_interval_s = 3\n");
+    let mut config = String::from("[websocket]\nping_interval_s = 3\ninterval_s = 10\n");
     if let Some(Authority { certificate, key, .. }) = authority {
         let files = format!("certificate = {certificate:?}\nkey = {key:?}\n");
         config += &format!("[tls]\nlisten = [\"127.0.0.1:0\"]\n{files}");
