@@ -374,7 +374,10 @@ fn the_last_24_hours_outlive_a_restart_but_not_damage() {
 
     let mut second = start_in(folder.path(), &[]);
     await_kept_minute(&second);
-    assert!(second.get("/stats").1.contains("<path class=\"line\" d=\"M"));
+    // The page is made anew at most once a second.
+    eventually("the page has the line of the first run", || {
+        second.get("/stats").1.contains("<path class=\"line\" d=\"M")
+    });
     second.signal("TERM");
     assert!(second.wait().success());
     assert!(!second.log().contains("history of the statistics page"), "{}", second.log());
