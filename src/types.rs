@@ -532,19 +532,20 @@ impl NotStored {
     }
 }
 
-/// Why an announce got a response, but its peer is not handed out to others. Not stops: their peer
-/// is to leave.
+/// Why an announce got a response and changed nothing in its swarm. Not stops: their peer is to
+/// leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotListed {
+pub enum NotApplied {
     /// It accepts no connections: it announced port 0 or 1.
     NoPort,
-    /// Its source is over its limit. One such announce in sixteen gets a response over UDP.
+    /// Its source is over its limit. One such announce in sixteen gets a response over UDP. A peer
+    /// that was stored before stays as it was.
     Slipped,
     /// It was to be stored.
     NotStored(NotStored),
 }
 
-impl NotListed {
+impl NotApplied {
     /// The number of reasons.
     pub const COUNT: usize = 2 + NotStored::COUNT;
 
@@ -573,7 +574,7 @@ pub enum Outcome {
     /// The request was served.
     Answered(Action),
     /// An announce was answered as any other, but its peer is not handed out.
-    NotListed(NotListed),
+    NotApplied(NotApplied),
     /// A failure that the client can read.
     Refused(Refusal),
     /// An HTTP error, an error message, or a closed connection.
@@ -585,7 +586,7 @@ impl Outcome {
     pub const fn answered(self) -> Option<Action> {
         match self {
             Self::Answered(action) => Some(action),
-            Self::NotListed(_) => Some(Action::Announce),
+            Self::NotApplied(_) => Some(Action::Announce),
             Self::Refused(_) | Self::Rejected(_) => None,
         }
     }
@@ -620,14 +621,14 @@ pub struct DatagramResponse {
     pub bytes: usize,
     /// Set if the response is an error.
     pub refusal: Option<Refusal>,
-    /// Set if the response is that to an announce whose peer is not handed out.
-    pub not_listed: Option<NotListed>,
+    /// Set if the response is that to an announce that changed nothing.
+    pub not_applied: Option<NotApplied>,
 }
 
 impl DatagramResponse {
     /// A response of `bytes` bytes to a request that was served.
     #[inline]
     pub const fn served(action: Action, bytes: usize) -> Self {
-        Self { action, bytes, refusal: None, not_listed: None }
+        Self { action, bytes, refusal: None, not_applied: None }
     }
 }

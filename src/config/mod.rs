@@ -271,7 +271,8 @@ sections! {
         /// Whether /stats, /stats.json and /badge.svg are served to the public as well.
         public_stats: bool = false => live;
         /// The name of the tracker on the public /stats, for example "tracker.example.org". At most
-        /// 253 bytes, as a host name. Empty: none is shown; the name of the host itself never is.
+        /// 253 bytes, as a host name, without control characters. Empty: none is shown; the name of
+        /// the host itself never is.
         public_name: String = String::new() => live;
         /// A message that clients show their users with every announce (`warning message`).
         /// Empty: none.

@@ -44,6 +44,10 @@ impl Config {
                 all.push(Conflict::new(("http", key), &[], problem));
             }
         }
+        if self.http.public_name.chars().any(char::is_control) {
+            let problem = "has control characters";
+            all.push(Conflict::new(("http", "public_name"), &[], problem));
+        }
         let token = Some(&self.admin.token).filter(|it| !it.is_empty());
         if let Some(problem) = token.and_then(|it| token_fault(it)) {
             all.push(Conflict::new(("admin", "token"), &[], problem));

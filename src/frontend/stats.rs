@@ -44,7 +44,7 @@ pub struct Stats {
     pub clients: Vec<(String, String, u64)>,
 }
 
-/// What the page for people says of the tracker itself.
+/// What the page for people shows of the tracker itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublicHead {
     /// The name that the operator has given it; empty: none. The name of the host is not shown: it

@@ -16,7 +16,7 @@ use crate::tracker::{
     self, AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker,
 };
 use crate::types::{
-    Action, Announce, Contact, DatagramResponse, Dropped, Family, InfoHash, NotListed,
+    Action, Announce, Contact, DatagramResponse, Dropped, Family, InfoHash, NotApplied,
 };
 
 /// One worker's UDP front end.
@@ -110,11 +110,11 @@ impl UdpFrontend {
             Family::V6 => PeerBuffers { v6: peers, ..PeerBuffers::default() },
         };
         match self.tracker.announce(now, &mut announce, &mut details, room) {
-            Ok(Announced { response, bytes, not_listed }) => {
+            Ok(Announced { response, bytes, not_applied }) => {
                 let bytes = bytes.iter().sum();
                 let bytes = udp::encode_announced(&request.head, &response, bytes, out);
                 let served = DatagramResponse::served(Action::Announce, bytes);
-                Ok(DatagramResponse { not_listed, ..served })
+                Ok(DatagramResponse { not_applied, ..served })
             }
             Err(error) => fail(Action::Announce, &request.head, error, out),
         }
@@ -179,8 +179,8 @@ fn fail(
         }
         AdmitError::Slipped(response) => {
             let bytes = udp::encode_announced(request, &response, 0, out);
-            let not_listed = Some(NotListed::Slipped);
-            Ok(DatagramResponse { not_listed, ..DatagramResponse::served(action, bytes) })
+            let not_applied = Some(NotApplied::Slipped);
+            Ok(DatagramResponse { not_applied, ..DatagramResponse::served(action, bytes) })
         }
         AdmitError::Limited => Err(Dropped::Limited),
         AdmitError::Shed => Err(Dropped::ShedScrape),

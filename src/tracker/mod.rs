@@ -33,7 +33,7 @@ use crate::store::{
 };
 use crate::time::Now;
 use crate::types::{
-    Announce, AnnounceResponse, Contact, Event, InfoHash, NotListed, NotStored, PeerKind, Refusal,
+    Announce, AnnounceResponse, Contact, Event, InfoHash, NotApplied, NotStored, PeerKind, Refusal,
     ScrapeEntry,
 };
 pub use admit::{AdmitError, ConnectionWork};
@@ -105,9 +105,9 @@ pub struct Announced {
     pub response: AnnounceResponse,
     /// The bytes of peers written, by [`PeerKind`].
     pub bytes: [usize; PeerKind::ALL.len()],
-    /// Why the peer is not handed out, unless it is or has left. If it was to be stored, the
+    /// Why the peer is not in the swarm, unless it is or has left. If it was to be stored, the
     /// interval is doubled, or is shorter for a peer that has just started.
-    pub not_listed: Option<NotListed>,
+    pub not_applied: Option<NotApplied>,
 }
 
 /// The parts of an announce that the tracker reads on demand: most announces are served without
@@ -373,14 +373,14 @@ impl Tracker {
             None => interval_s(options, stretch, &result, announce.event, &mut self.random),
             Some(usual_s) => interval_of_socket_s(usual_s, stretch, &result),
         };
-        let not_listed = not_listed(result.stored, shedding, change, joins);
-        if let Some(NotListed::NotStored(reason)) = not_listed {
+        let not_applied = not_applied(result.stored, shedding, change, joins);
+        if let Some(NotApplied::NotStored(reason)) = not_applied {
             self.not_stored.of(reason).add(1);
         }
         let min_interval_s = options.min_interval_s.min(interval_s);
         let AnnounceResult { seeders, leechers, bytes, .. } = result;
         let response = AnnounceResponse { interval_s, min_interval_s, leechers, seeders };
-        Announced { response, bytes, not_listed }
+        Announced { response, bytes, not_applied }
     }
 
     /// Removes a peer whose connection has closed, as for [`Event::Stopped`]. Its source is not
@@ -431,23 +431,23 @@ fn window_s(options: &Options) -> u32 {
     longest_s.max(WINDOW_S_MIN)
 }
 
-/// Why a peer is not handed out, unless it is or has left. `joins`: whether it was to be stored.
+/// Why a peer is not in the swarm, unless it is or has left. `joins`: whether it was to be stored.
 #[inline]
-fn not_listed(
+fn not_applied(
     stored: Stored,
     shedding: Shedding,
     change: PeerChange,
     joins: bool,
-) -> Option<NotListed> {
+) -> Option<NotApplied> {
     let reason = match stored {
         Stored::Yes if joins || change == PeerChange::Stopped => return None,
-        Stored::Yes => return Some(NotListed::NoPort),
+        Stored::Yes => return Some(NotApplied::NoPort),
         Stored::HostFull => NotStored::HostFull,
         Stored::NotAdmitted if shedding >= Shedding::NewTorrents => NotStored::Shed,
         Stored::NotAdmitted => NotStored::NewTorrentLimit,
         Stored::NoMemory => NotStored::Memory,
     };
-    Some(NotListed::NotStored(reason))
+    Some(NotApplied::NotStored(reason))
 }
 
 /// The effect of an announce on the swarm. A peer is complete if its event is `completed` or `left`

@@ -244,7 +244,7 @@ fn serve<R: Responder>(
             responder.handle(now, source, exchange.payload, out)
         };
         counters.count(Family::of(source.ip()), bytes, verdict);
-        if !matches!(verdict, Ok(DatagramResponse { refusal: None, not_listed: None, .. })) {
+        if !matches!(verdict, Ok(DatagramResponse { refusal: None, not_applied: None, .. })) {
             responder.unserved(now, source, exchange.payload, &verdict);
         }
         if let Ok(answered) = verdict

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::frontend::request_summary::RequestSummary;
 use crate::time::Now;
-use crate::types::{DatagramResponse, Dropped, NotListed, Outcome, Refusal, Rejected, Transport};
+use crate::types::{DatagramResponse, Dropped, NotApplied, Outcome, Refusal, Rejected, Transport};
 
 /// The target of these lines. The log suppresses none of them, because they are sampled here.
 pub const TARGET: &str = "skep::requests";
@@ -22,12 +22,12 @@ pub const TARGET: &str = "skep::requests";
 const LINES_PER_SECOND_MAX: u64 = 5;
 
 /// The number of reasons.
-const REASONS: usize = FIRST_NOT_LISTED + NotListed::COUNT;
+const REASONS: usize = FIRST_NOT_APPLIED + NotApplied::COUNT;
 
 /// The places of the reasons of each kind follow those of the kind before.
 const FIRST_REFUSED: usize = Dropped::ALL.len();
 const FIRST_REJECTED: usize = FIRST_REFUSED + Refusal::ALL.len();
-const FIRST_NOT_LISTED: usize = FIRST_REJECTED + Rejected::ALL.len();
+const FIRST_NOT_APPLIED: usize = FIRST_REJECTED + Rejected::ALL.len();
 
 /// Why a request was not served in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub(crate) enum Unserved {
     /// An HTTP error, an error message, or a closed connection.
     Rejected(Rejected),
     /// A response to an announce whose peer is not handed out.
-    NotListed(NotListed),
+    NotApplied(NotApplied),
 }
 
 impl Unserved {
@@ -47,8 +47,8 @@ impl Unserved {
     pub(crate) fn of_datagram(verdict: &Result<DatagramResponse, Dropped>) -> Option<Self> {
         match verdict {
             Ok(response) => {
-                let not_listed = response.not_listed.map(Self::NotListed);
-                response.refusal.map(Self::Refused).or(not_listed)
+                let not_applied = response.not_applied.map(Self::NotApplied);
+                response.refusal.map(Self::Refused).or(not_applied)
             }
             Err(dropped) => Some(Self::Dropped(*dropped)),
         }
@@ -58,7 +58,7 @@ impl Unserved {
     pub(crate) fn of_outcome(outcome: Outcome) -> Option<Self> {
         match outcome {
             Outcome::Answered(_) => None,
-            Outcome::NotListed(reason) => Some(Self::NotListed(reason)),
+            Outcome::NotApplied(reason) => Some(Self::NotApplied(reason)),
             Outcome::Refused(refusal) => Some(Self::Refused(refusal)),
             Outcome::Rejected(rejected) => Some(Self::Rejected(rejected)),
         }
@@ -69,7 +69,7 @@ impl Unserved {
             Self::Dropped(_) => "request dropped",
             Self::Refused(_) => "request refused",
             Self::Rejected(_) => "request rejected",
-            Self::NotListed(_) => "announce not listed",
+            Self::NotApplied(_) => "announce not applied",
         }
     }
 
@@ -79,7 +79,7 @@ impl Unserved {
             Self::Dropped(dropped) => dropped.label(),
             Self::Refused(refusal) => refusal.label(),
             Self::Rejected(rejected) => rejected.label(),
-            Self::NotListed(reason) => reason.label(),
+            Self::NotApplied(reason) => reason.label(),
         }
     }
 
@@ -88,7 +88,7 @@ impl Unserved {
             Self::Dropped(dropped) => dropped as usize,
             Self::Refused(refusal) => FIRST_REFUSED + refusal as usize,
             Self::Rejected(rejected) => FIRST_REJECTED + rejected as usize,
-            Self::NotListed(reason) => FIRST_NOT_LISTED + reason.index(),
+            Self::NotApplied(reason) => FIRST_NOT_APPLIED + reason.index(),
         }
     }
 }
@@ -204,10 +204,10 @@ mod tests {
         let dropped = Dropped::ALL.map(Unserved::Dropped);
         let refused = Refusal::ALL.map(Unserved::Refused);
         let rejected = Rejected::ALL.map(Unserved::Rejected);
-        let not_listed = [NotListed::NoPort, NotListed::Slipped].into_iter();
-        let not_listed = not_listed.chain(NotStored::ALL.map(NotListed::NotStored));
+        let not_applied = [NotApplied::NoPort, NotApplied::Slipped].into_iter();
+        let not_applied = not_applied.chain(NotStored::ALL.map(NotApplied::NotStored));
         let all = dropped.into_iter().chain(refused).chain(rejected);
-        let all: Vec<_> = all.chain(not_listed.map(Unserved::NotListed)).collect();
+        let all: Vec<_> = all.chain(not_applied.map(Unserved::NotApplied)).collect();
         assert!(all.iter().map(|reason| reason.index()).eq(0..REASONS));
         assert!(all.len() as u64 * LINES_PER_SECOND_MAX <= 205);
     }
@@ -250,14 +250,17 @@ mod tests {
     fn an_answered_announce_whose_peer_is_not_handed_out_is_logged() {
         let served = DatagramResponse::served(Action::Announce, 20);
         for (reason, label) in [
-            (NotListed::NoPort, "no_port"),
-            (NotListed::Slipped, "slipped"),
-            (NotListed::NotStored(NotStored::HostFull), "host_full"),
+            (NotApplied::NoPort, "no_port"),
+            (NotApplied::Slipped, "slipped"),
+            (NotApplied::NotStored(NotStored::HostFull), "host_full"),
         ] {
-            let response = DatagramResponse { not_listed: Some(reason), ..served };
+            let response = DatagramResponse { not_applied: Some(reason), ..served };
             let of_datagram = Unserved::of_datagram(&Ok(response)).unwrap();
-            assert_eq!((of_datagram.event(), of_datagram.reason()), ("announce not listed", label));
-            let outcome = Outcome::NotListed(reason);
+            assert_eq!(
+                (of_datagram.event(), of_datagram.reason()),
+                ("announce not applied", label)
+            );
+            let outcome = Outcome::NotApplied(reason);
             assert_eq!(Unserved::of_outcome(outcome), Some(of_datagram));
             assert_eq!(outcome.answered(), Some(Action::Announce));
         }

@@ -38,7 +38,7 @@ const MASKS: [&str; 16] = [
     r"s/\b[0-9]+ s( since|$)/N s\1/",
     r"s/^(-rw[^ ]* 1) [a-z]+ [a-z]+ +[0-9]+ DATE/\1 OWNER N DATE/; s/^total .*/total N/",
     r"s/\b(GID|UID|Main PID:) [0-9]+/\1 N/g; s/\bpid=[0-9]+/pid=N/; s/└─[0-9]+/└─N/",
-    r"s/\b[0-9]+ms( ago)?$/Nms\1/",
+    r"s/\b[0-9]+ms( ago)?$/Nms\1/; s/(skep\.toml):[0-9]+:/\1:N:/",
     r"s/since [A-Z][a-z]{2} [0-9-]+ [0-9:]+ [A-Z]+;/since TIME;/",
     r"s/^( +Status: .*workers=)[0-9]+/\1N/",
     // Dots are a client's progress, and a download of a moment is not announced as completed.

@@ -102,7 +102,7 @@ fn the_unit_gets_port_443_and_renewed_certificates_by_the_commands_of_the_page()
 }
 
 #[test]
-fn the_unit_outlives_a_kill_keeps_its_swarms_and_stops_when_told() {
+fn the_unit_outlives_a_kill_keeps_its_swarms_and_stops_at_a_signal() {
     let Some(host) = installed() else { return };
     let probe = "skep probe udp://127.0.0.1:6969 http://127.0.0.1:6969/announce";
     host.succeed(probe);

@@ -184,6 +184,7 @@ const BAD_FILES: &[(&str, &str, &str)] = &[
     ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "1920 must exceed the larger of interval_s"),
     ("[tracker]\ninterval_s_max = 3780\n", "2:1", "tracker.peer_age_s_max: 3900 must exceed"),
     (LONG_PUBLIC_NAME, "2:1", "http.public_name: has 258 bytes; it may have 253"),
+    ("[http]\npublic_name = \"a\\u0007b\"\n", "2:1", "http.public_name: has control characters"),
     (LONG_TRACKER_ID, "2:1", "http.tracker_id: has 129 bytes; it may have 128"),
     ("[websocket]\ninterval_s = 3900\n", "2:1", "3900 must exceed websocket.interval_s"),
     ("[tracker]\ninterval_s = 100\n", "2:1", "_jitter_s: 120 must be below interval_s"),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -238,9 +239,10 @@ fn what_other_programs_lose_is_not_the_running_trackers_loss() {
                 sender.send_to(&[0; 1000], to).unwrap();
             }
         });
-        let found = findings(&mut doctor_of(&skep));
+        // Whatever becomes of the report, the sender ends: the scope waits for it.
+        let report = catch_unwind(AssertUnwindSafe(|| findings(&mut doctor_of(&skep))));
         is_over.store(true, Ordering::Relaxed);
-        found
+        report.unwrap_or_else(|panic| resume_unwind(panic))
     });
     let value = finding(&found, "network.udp_errors");
     let fact = value["fact"].as_str().unwrap();

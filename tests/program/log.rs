@@ -319,7 +319,7 @@ fn an_answered_announce_whose_peer_accepts_no_connections_is_logged_as_such() {
     let mut client = Client::connect(skep.udp[0]);
     let (answered, _) = client.announce(&leecher(7, 1));
     assert_eq!((answered.seeders, answered.leechers), (0, 0), "it is not stored");
-    let head = "DEBUG announce not listed reason=\"no_port\" transport=";
+    let head = "DEBUG announce not applied reason=\"no_port\" transport=";
     let hash = "07".repeat(20);
     skep.log_with(&format!(
         "{head}\"udp\" action=\"announce\" info_hash={hash} client=\"-XX0001-\"\n"
@@ -353,7 +353,7 @@ fn an_announce_over_the_limit_that_gets_a_response_is_logged_apart_from_those_wi
         )
     };
     let (slipped, dropped) =
-        (line("announce not listed", "slipped"), line("request dropped", "limited"));
+        (line("announce not applied", "slipped"), line("request dropped", "limited"));
     eventually("both are logged", || {
         client.send(&datagram[..bytes]);
         let log = skep.log();
@@ -372,7 +372,7 @@ fn an_answered_announce_that_is_not_stored_is_logged_with_the_reason() {
     });
     let hash = format!("{:02x}", last.expect("the limit is reached")).repeat(20);
     skep.log_with(&format!(
-        "DEBUG announce not listed reason=\"new_torrent_limit\" transport=\"ws\" \
+        "DEBUG announce not applied reason=\"new_torrent_limit\" transport=\"ws\" \
          action=\"announce\" info_hash={hash} client="
     ));
 }

@@ -54,11 +54,17 @@ impl Booted {
         });
         let systemd = fs::read_to_string(&pid).unwrap_or_default().trim().to_owned();
         let mut booted = Self { folder, boot, systemd };
+        let mut state = String::new();
         eventually("systemd has booted, or cannot", || {
             ended = ended || booted.boot.try_wait().unwrap().is_some();
-            ended || matches!(booted.run("systemctl is-system-running").1.trim(), "running")
+            if !ended {
+                state = booted.run("systemctl is-system-running").1;
+            }
+            ended || ["running", "degraded"].contains(&state.trim())
         });
         if !ended {
+            let failed = || booted.run("systemctl list-units --failed").1;
+            assert_eq!(state.trim(), "running", "{}", failed());
             return Some(booted);
         }
         let mut text = String::new();
@@ -94,7 +100,9 @@ impl Booted {
 impl Drop for Booted {
     fn drop(&mut self) {
         // All processes of a PID namespace end with its first.
-        let _ = Command::new("kill").args(["-KILL", &self.systemd]).status();
+        if matches!(self.boot.try_wait(), Ok(None)) {
+            let _ = Command::new("kill").args(["-KILL", &self.systemd]).status();
+        }
         let _ = self.boot.wait();
     }
 }

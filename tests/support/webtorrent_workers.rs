@@ -55,7 +55,7 @@ pub(crate) fn scrape(torrents: &[&str]) -> String {
 pub(crate) fn label(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Answered(action) => action.label(),
-        Outcome::NotListed(_) => Action::Announce.label(),
+        Outcome::NotApplied(_) => Action::Announce.label(),
         Outcome::Refused(refusal) => refusal.label(),
         Outcome::Rejected(rejected) => rejected.label(),
     }

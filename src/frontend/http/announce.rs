@@ -9,7 +9,7 @@ use crate::protocol::http::{self, AnnounceQuery, RequestHead};
 use crate::protocol::passkey;
 use crate::time::Now;
 use crate::tracker::{AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker};
-use crate::types::{Announce, AnnounceResponse, Contact, NotListed, PeerKind};
+use crate::types::{Announce, AnnounceResponse, Contact, NotApplied, PeerKind};
 
 /// The most peers of one family in a response: the upper bound of `tracker.numwant_max`.
 const PEERS_MAX: usize = 200;
@@ -70,7 +70,7 @@ pub(super) struct HttpAnnounceResponse<'a> {
     v4: &'a [u8],
     v6: &'a [u8],
     /// Why the peer is not handed out. The client gets the same response as any other.
-    pub(super) not_listed: Option<NotListed>,
+    pub(super) not_applied: Option<NotApplied>,
 }
 
 impl Peers {
@@ -83,11 +83,11 @@ impl Peers {
         details: &mut HttpDetails<'_>,
     ) -> Result<HttpAnnounceResponse<'_>, AdmitError> {
         let room = PeerBuffers { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
-        let Announced { response, bytes, not_listed } =
+        let Announced { response, bytes, not_applied } =
             tracker.announce(now, &mut announce, details, room)?;
         let v4 = &self.v4[..bytes[PeerKind::V4 as usize]];
         let v6 = &self.v6[..bytes[PeerKind::V6 as usize]];
-        Ok(HttpAnnounceResponse { summary: response, v4, v6, not_listed })
+        Ok(HttpAnnounceResponse { summary: response, v4, v6, not_applied })
     }
 }
 

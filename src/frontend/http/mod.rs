@@ -351,7 +351,7 @@ impl RequestHandler<'_> {
             Ok(response) => {
                 announce::write(&announce, &response, query.compact, self.options, body);
                 let answered = Outcome::Answered(Action::Announce);
-                let outcome = response.not_listed.map_or(answered, Outcome::NotListed);
+                let outcome = response.not_applied.map_or(answered, Outcome::NotApplied);
                 request.bencoded(outcome, body, out)
             }
             Err(error) => {

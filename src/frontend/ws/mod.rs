@@ -261,11 +261,11 @@ impl MessageHandler<'_> {
             };
         let Announce { info_hash, peer_id, .. } = announce;
         self.announced(&info_hash, &announced, request.unusable);
-        if let Some(reason) = announced.not_listed {
+        if let Some(reason) = announced.not_applied {
             // The session drops it, too, because memory is short.
             self.session.leave(&name);
             self.directory.leave(&name, self.session.route, || {});
-            return Outcome::NotListed(reason);
+            return Outcome::NotApplied(reason);
         }
         self.session.join(SocketPeer { name, info_hash, peer_id, latest: self.now });
         let chosen = &room[..announced.bytes.iter().sum()];

@@ -63,7 +63,7 @@ pub(crate) struct Running {
     pub(crate) streams: Streams,
     /// Closes the admin listener.
     pub(crate) close_admin: oneshot::Sender<()>,
-    /// Removed before the listener is closed. A successor replaces it.
+    /// Removed before the listener is closed, unless a successor has replaced it.
     pub(crate) address_file: Option<AdminAddressFile>,
     /// How long to continue serving.
     pub(crate) drain: Duration,
@@ -282,9 +282,10 @@ async fn finish_after_handover(
     successor: ServingSuccessor,
     signals: &mut Signals,
 ) {
-    let Running { workers, mut streams, close_admin, drain, .. } = running;
+    let Running { workers, mut streams, close_admin, address_file, drain, .. } = running;
     streams.leave(state.now_and(drain));
     state.close_board(); // their pages reconnect to the successor
+    remove(address_file).await;
     drop(close_admin);
     let _ = spawn_blocking(move || workers.stop()).await;
     info!(target: OPERATOR, "successor serves, closing the connections of this process");

@@ -255,7 +255,7 @@ impl<N: Network> Connection<N> {
         counters.received.add(1);
         match outcome {
             Outcome::Answered(action) => counters.answered[action as usize].add(1),
-            Outcome::NotListed(_) => counters.answered[Action::Announce as usize].add(1),
+            Outcome::NotApplied(_) => counters.answered[Action::Announce as usize].add(1),
             Outcome::Refused(refusal) => counters.refused[refusal as usize].add(1),
             Outcome::Rejected(rejected) => counters.rejected[rejected as usize].add(1),
         }

@@ -252,7 +252,7 @@ impl<N: Network> Connection<N> {
                 Outcome::Refused(Refusal::Limited) => FRAME_EIGHTHS,
                 _ if tracker.take_was_charged() => 0,
                 // An answer, of which there are not more than offers.
-                Outcome::Answered(_) | Outcome::NotListed(_) => 0,
+                Outcome::Answered(_) | Outcome::NotApplied(_) => 0,
                 // An answer that came too late. That is normal: clients race with each other.
                 Outcome::Rejected(_) if outbox.responses.is_empty() => FRAME_EIGHTHS,
                 Outcome::Rejected(_) | Outcome::Refused(_) => MESSAGE_EIGHTHS,
