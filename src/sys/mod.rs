@@ -24,3 +24,4 @@ pub mod serving_lock;
 pub mod signals;
 pub mod socket;
 pub(crate) mod stream;
+pub mod xdp;

@@ -10,3 +10,4 @@ mod stream_server;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
+mod xdp_offload;

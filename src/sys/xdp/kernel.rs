@@ -1,0 +1,345 @@
+//! Maps, programs and links of BPF: the commands of bpf(2) that skep uses.
+#![expect(unsafe_code, reason = "a system call that takes a structure for each command")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+use super::assembler::Instruction;
+
+// linux/bpf.h.
+const MAP_CREATE: libc::c_long = 0;
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const MAP_UPDATE_ELEM: libc::c_long = 2;
+const MAP_DELETE_ELEM: libc::c_long = 3;
+const PROG_LOAD: libc::c_long = 5;
+const PROG_TEST_RUN: libc::c_long = 10;
+const LINK_CREATE: libc::c_long = 28;
+const PROG_TYPE_XDP: u32 = 6;
+const ATTACH_TYPE_XDP: u32 = 37;
+const NO_PREALLOC: u32 = 1;
+/// Most bytes of the verifier's reason that are kept.
+const LOG_BYTES: usize = 256 << 10;
+
+/// What a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapKind {
+    /// Values by key.
+    Hash = 1,
+    /// A fixed number of values, which begin as zeros.
+    Array = 2,
+    /// An array for each CPU.
+    PerCpuArray = 6,
+    /// Values by prefix: a key is its length in bits (4 bytes), then the bits.
+    Prefixes = 11,
+}
+
+/// Sizes of a map.
+#[derive(Clone, Copy, Debug)]
+pub struct MapShape {
+    /// What the map is.
+    pub kind: MapKind,
+    /// Bytes of a key.
+    pub key_bytes: u32,
+    /// Bytes of a value.
+    pub value_bytes: u32,
+    /// Most entries.
+    pub entries_max: u32,
+}
+
+/// A map. The kernel keeps it while a program that is loaded uses it.
+#[derive(Debug)]
+pub struct Map {
+    descriptor: OwnedFd,
+    shape: MapShape,
+}
+
+/// How a program is run at an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// By the driver, before the kernel makes a buffer of its own for the frame.
+    Native,
+    /// Behind the driver: slower, for every driver.
+    Generic,
+}
+
+/// What an XDP program decides of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpVerdict {
+    /// The program ended with an error.
+    Aborted = 0,
+    /// The frame is dropped.
+    Drop = 1,
+    /// The frame goes on to the kernel.
+    Pass = 2,
+    /// The frame, as the program left it, goes back out of the interface.
+    Transmit = 3,
+    /// The frame goes to another interface or to a socket.
+    Redirect = 4,
+}
+
+/// Why the kernel took no program.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The verifier's reason; empty if the kernel refused the call itself.
+    #[error("the kernel refused the XDP program: {error}{}", tail(log))]
+    Refused {
+        /// Error of the system call.
+        error: io::Error,
+        /// The verifier's text.
+        log: String,
+    },
+    /// A map could not be made.
+    #[error("the kernel refused a map of the XDP program: {0}")]
+    Map(#[from] io::Error),
+}
+
+/// The last line of a verifier's text, which has the reason.
+fn tail(log: &str) -> String {
+    let lines = log.lines().rev().filter(|line| !line.starts_with("processed "));
+    lines.map(|line| format!(" ({line})")).next().unwrap_or_default()
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: the structure has the size that is passed, lives during the call, and holds pointers
+    // to memory that lives as long, whose lengths are in it or in the shape of its map.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+    };
+    match i32::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn descriptor_of<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
+    let descriptor = bpf(command, attributes)?;
+    // SAFETY: these commands return a new descriptor, which nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// A pointer as the kernel takes it: 64 bits everywhere.
+fn pointer<T>(memory: *const T) -> u64 {
+    memory.addr() as u64
+}
+
+#[repr(C)]
+struct CreateMap {
+    kind: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    entries_max: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl Map {
+    /// Makes a map.
+    ///
+    /// # Errors
+    /// Errors of the system call: `EPERM` without `CAP_BPF`, `ENOMEM`.
+    pub fn create(shape: MapShape) -> io::Result<Self> {
+        let MapShape { kind, key_bytes, value_bytes, entries_max } = shape;
+        let flags = if kind == MapKind::Prefixes { NO_PREALLOC } else { 0 };
+        let mut attributes =
+            CreateMap { kind: kind as u32, key_bytes, value_bytes, entries_max, flags };
+        Ok(Self { descriptor: descriptor_of(MAP_CREATE, &mut attributes)?, shape })
+    }
+
+    /// The number by which a program names the map.
+    pub fn descriptor(&self) -> i32 {
+        self.descriptor.as_raw_fd()
+    }
+
+    fn element(&self, key: &[u8], value: u64) -> Element {
+        assert_eq!(key.len(), self.shape.key_bytes as usize, "bytes of a key");
+        let map = self.descriptor().cast_unsigned();
+        Element { map, padding: 0, key: pointer(key.as_ptr()), value, flags: 0 }
+    }
+
+    /// Bytes of a value as the kernel copies them to and from a process.
+    fn value_bytes(&self) -> usize {
+        let value = self.shape.value_bytes as usize;
+        match self.shape.kind {
+            MapKind::PerCpuArray => value.next_multiple_of(8) * possible_cpus(),
+            _ => value,
+        }
+    }
+
+    /// Sets the value of a key.
+    ///
+    /// # Errors
+    /// Errors of the system call: `E2BIG` if the map is full.
+    ///
+    /// # Panics
+    /// If key or value have another size than the map's.
+    pub fn set(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        assert_eq!(value.len(), self.value_bytes(), "bytes of a value");
+        bpf(MAP_UPDATE_ELEM, &mut self.element(key, pointer(value.as_ptr()))).map(drop)
+    }
+
+    /// The value of a key; of a map for each CPU, those of all, one behind the other.
+    ///
+    /// # Errors
+    /// Errors of the system call: `ENOENT` if the key has no value.
+    ///
+    /// # Panics
+    /// If the key has another size than the map's.
+    pub fn get(&self, key: &[u8]) -> io::Result<Vec<u8>> {
+        let mut value = vec![0; self.value_bytes()];
+        bpf(MAP_LOOKUP_ELEM, &mut self.element(key, pointer(value.as_mut_ptr())))?;
+        Ok(value)
+    }
+
+    /// Removes a key.
+    ///
+    /// # Errors
+    /// Errors of the system call: `ENOENT` if the key has no value.
+    ///
+    /// # Panics
+    /// If the key has another size than the map's.
+    pub fn remove(&self, key: &[u8]) -> io::Result<()> {
+        bpf(MAP_DELETE_ELEM, &mut self.element(key, 0)).map(drop)
+    }
+}
+
+/// CPUs that the host may ever have: the length of a value for each CPU. One if unknown.
+fn possible_cpus() -> usize {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = text.trim().rsplit(['-', ',']).next().and_then(|it| it.parse::<usize>().ok());
+    last.map_or(1, |it| it + 1)
+}
+
+#[repr(C)]
+struct LoadProgram {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_bytes: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+#[repr(C)]
+struct TestRun {
+    program: u32,
+    verdict: u32,
+    bytes_in: u32,
+    bytes_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration_ns: u32,
+}
+
+#[repr(C)]
+struct CreateLink {
+    program: u32,
+    interface: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// A program that the kernel has verified.
+#[derive(Debug)]
+pub struct XdpProgram(OwnedFd);
+
+/// A program that runs at an interface. It is detached when this value is dropped, or the process
+/// ends, however that happens.
+#[derive(Debug)]
+pub struct XdpLink(OwnedFd);
+
+impl XdpProgram {
+    /// Has the kernel verify a program.
+    ///
+    /// # Errors
+    /// [`LoadError`], with the verifier's reason.
+    pub fn load(code: &[Instruction]) -> Result<Self, LoadError> {
+        let mut log = vec![0_u8; LOG_BYTES];
+        let mut attributes = LoadProgram {
+            kind: PROG_TYPE_XDP,
+            instructions: u32::try_from(code.len()).unwrap_or(u32::MAX),
+            code: pointer(code.as_ptr()),
+            license: pointer(c"Apache-2.0".as_ptr()),
+            log_level: 0,
+            log_bytes: 0,
+            log: 0,
+            kernel_version: 0,
+            flags: 0,
+            name: *b"skep\0\0\0\0\0\0\0\0\0\0\0\0",
+        };
+        if let Ok(program) = descriptor_of(PROG_LOAD, &mut attributes) {
+            return Ok(Self(program));
+        }
+        // Again for the reason: the text costs time, and its own errors.
+        attributes.log_level = 1;
+        attributes.log_bytes = u32::try_from(log.len()).unwrap_or(u32::MAX);
+        attributes.log = pointer(log.as_mut_ptr());
+        descriptor_of(PROG_LOAD, &mut attributes).map(Self).map_err(|error| {
+            let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+            LoadError::Refused { error, log: String::from_utf8_lossy(&log[..end]).into_owned() }
+        })
+    }
+
+    /// Runs the program on a frame, without an interface: the verdict, and the frame as the program
+    /// left it.
+    ///
+    /// # Errors
+    /// Errors of the system call: `EINVAL` if the frame is shorter than an Ethernet header.
+    pub fn test(&self, frame: &[u8]) -> io::Result<(XdpVerdict, Vec<u8>)> {
+        // Programs may lengthen a frame; skep's do not.
+        let mut out = vec![0_u8; frame.len() + 256];
+        let mut attributes = TestRun {
+            program: self.0.as_raw_fd().cast_unsigned(),
+            verdict: 0,
+            bytes_in: u32::try_from(frame.len()).unwrap_or(u32::MAX),
+            bytes_out: u32::try_from(out.len()).unwrap_or(u32::MAX),
+            data_in: pointer(frame.as_ptr()),
+            data_out: pointer(out.as_mut_ptr()),
+            repeat: 1,
+            duration_ns: 0,
+        };
+        bpf(PROG_TEST_RUN, &mut attributes)?;
+        out.truncate(attributes.bytes_out as usize);
+        let verdict = match attributes.verdict {
+            1 => XdpVerdict::Drop,
+            2 => XdpVerdict::Pass,
+            3 => XdpVerdict::Transmit,
+            4 => XdpVerdict::Redirect,
+            _ => XdpVerdict::Aborted,
+        };
+        Ok((verdict, out))
+    }
+
+    /// Runs the program on every frame that an interface receives.
+    ///
+    /// # Errors
+    /// Errors of the system call: `EBUSY` if the interface has another program, `EOPNOTSUPP` if
+    /// its driver has no native mode, `EPERM` without `CAP_NET_ADMIN`.
+    pub fn attach(&self, interface: u32, mode: XdpMode) -> io::Result<XdpLink> {
+        let flags = match mode {
+            XdpMode::Generic => 1 << 1,
+            XdpMode::Native => 1 << 2,
+        };
+        let program = self.0.as_raw_fd().cast_unsigned();
+        let mut attributes = CreateLink { program, interface, attach_type: ATTACH_TYPE_XDP, flags };
+        descriptor_of(LINK_CREATE, &mut attributes).map(XdpLink)
+    }
+}
+
+impl AsFd for XdpLink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,7 @@
+//! XDP: programs that judge frames before the kernel's network stack does.
+
+pub mod assembler;
+pub mod kernel;
+pub mod offload;
+mod program;
+mod siphash;

@@ -1,0 +1,558 @@
+//! The program of the XDP offload, on single frames: BPF_PROG_TEST_RUN, which needs no interface.
+//! What leaves is compared with what the sockets' front end answers to the same datagram.
+//!
+//! Needs `CAP_BPF` and `CAP_NET_ADMIN`: skipped without, unless `SKEP_REQUIRE_EXTERNAL=1`.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use proptest::prelude::*;
+use rustix::time::{ClockId, clock_gettime};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KeyPair};
+use skep::frontend::udp::UdpFrontend;
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder as _};
+use skep::store::Store;
+use skep::sys::xdp::kernel::{XdpProgram, XdpVerdict};
+use skep::sys::xdp::offload::{Offload, OffloadKeys, OffloadSettings, OffloadVerdict};
+use skep::time::Now;
+use skep::tracker::Tracker;
+use skep::types::Dropped;
+
+/// What the kernel's clock is ahead of the tests' moment by: they begin in the middle of a bucket.
+const BEGIN_S: u64 = 1_800_000_000 / 64 * 64 + 32;
+const BUCKET_S: u64 = 64;
+const KEY: [u8; 32] = [7; 32];
+const OTHER_KEY: [u8; 32] = [8; 32];
+const MAGIC: u64 = 0x0417_2710_1980;
+
+/// The program, and the tracker whose sockets it stands before.
+struct Setup {
+    offload: Offload,
+    clock_offset_ns: u64,
+    ids: ConnectionIds,
+    frontend: RefCell<UdpFrontend>,
+}
+
+fn monotonic_ns() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    (time.tv_sec * 1_000_000_000 + time.tv_nsec).cast_unsigned()
+}
+
+fn first_half(key: [u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|at| key[at])
+}
+
+/// A server's address, as tests use it.
+fn server(family: u8) -> SocketAddr {
+    if family == 4 { "192.0.2.9:6969" } else { "[2001:db8::9]:6969" }.parse().unwrap()
+}
+
+fn client(family: u8) -> SocketAddr {
+    if family == 4 { "198.51.100.7:51413" } else { "[2001:db8:1:2:3:4:5:6]:51413" }.parse().unwrap()
+}
+
+impl Setup {
+    /// `None` where this process may not load programs.
+    fn new(limit: Option<(u32, u32)>) -> Option<Self> {
+        let offload = match Offload::load() {
+            Ok(offload) => offload,
+            Err(error) => {
+                let required =
+                    std::env::var_os("SKEP_REQUIRE_EXTERNAL").is_some_and(|it| it == "1");
+                assert!(!required, "{error}");
+                eprintln!("skipped: {error}");
+                return None;
+            }
+        };
+        [4, 6].into_iter().for_each(|family| offload.add_target(server(family)).unwrap());
+        let keys = KeyPair { active: KEY, staging: None, algorithm: Algorithm::SipHash };
+        let ids = ConnectionIds::new(&keys);
+        let store = Arc::new(Store::new(Default::default()));
+        let tracker = Tracker::new(store, Default::default(), 1, 0, 1);
+        let frontend = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
+        let clock_offset_ns = BEGIN_S * 1_000_000_000 - monotonic_ns();
+        let setup = Self { offload, clock_offset_ns, ids, frontend: RefCell::new(frontend) };
+        setup.set(KEY, None, limit);
+        Some(setup)
+    }
+
+    fn set(&self, active: [u8; 32], staging: Option<[u8; 32]>, limit: Option<(u32, u32)>) {
+        let keys = OffloadKeys { active: first_half(active), staging: staging.map(first_half) };
+        let clock_offset_ns = self.clock_offset_ns;
+        let settings = OffloadSettings { keys, clock_offset_ns, limit, seed: [1, 2] };
+        self.offload.set(settings).unwrap();
+    }
+
+    /// The tests' moment.
+    fn now(&self) -> Now {
+        Now::from_ns(monotonic_ns() + self.clock_offset_ns)
+    }
+
+    /// Runs a frame: the verdict, what left, and what was counted, if anything was.
+    #[track_caller]
+    fn run(&self, frame: &[u8]) -> (XdpVerdict, Vec<u8>, Option<OffloadVerdict>) {
+        let before = self.counts();
+        let (verdict, out) = self.offload.program().test(frame).unwrap();
+        let counted: Vec<_> = before.iter().zip(self.counts()).collect();
+        let counted = OffloadVerdict::ALL.iter().zip(counted).filter(|(_, (old, new))| new != *old);
+        let counted: Vec<_> = counted.map(|(verdict, _)| *verdict).collect();
+        assert!(counted.len() <= 1, "{counted:?}");
+        (verdict, out, counted.first().copied())
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        OffloadVerdict::ALL.iter().map(|it| self.offload.count(*it).unwrap()).collect()
+    }
+}
+
+/// A frame in parts, so that tests can spoil each.
+#[derive(Clone, Debug)]
+struct Frame {
+    tags: Vec<u16>,
+    source: SocketAddr,
+    target: SocketAddr,
+    payload: Vec<u8>,
+    /// Behind the datagram: Ethernet's padding.
+    padding: usize,
+}
+
+const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+/// The Internet's checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let words =
+        bytes.chunks(2).map(|it| u32::from(it[0]) << 8 | it.get(1).map_or(0, |it| u32::from(*it)));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap()
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+impl Frame {
+    fn new(family: u8, payload: Vec<u8>) -> Self {
+        let (source, target) = (client(family), server(family));
+        Self { tags: Vec::new(), source, target, payload, padding: 0 }
+    }
+
+    fn connect(family: u8) -> Self {
+        Self::new(family, [&MAGIC.to_be_bytes()[..], &[0; 4], b"abcd"].concat())
+    }
+
+    /// An announce with this id.
+    fn announce(family: u8, id: u64) -> Self {
+        let mut payload = [&id.to_be_bytes()[..], &1_u32.to_be_bytes(), b"abcd"].concat();
+        payload.resize(96, 5);
+        payload.extend(6881_u16.to_be_bytes());
+        Self::new(family, payload)
+    }
+
+    /// Where IP begins.
+    fn ip_at(&self) -> usize {
+        14 + 4 * self.tags.len()
+    }
+
+    /// Where UDP begins.
+    fn udp_at(&self) -> usize {
+        self.ip_at() + if self.source.is_ipv4() { 20 } else { 40 }
+    }
+
+    fn udp(&self) -> Vec<u8> {
+        let length = u16::try_from(8 + self.payload.len()).unwrap();
+        let mut udp =
+            [self.source.port(), self.target.port(), length, 0].map(u16::to_be_bytes).concat();
+        udp.extend(&self.payload);
+        let (source, target) = (octets(self.source.ip()), octets(self.target.ip()));
+        let pseudo = [&source[..], &target, &[0, 17], &length.to_be_bytes(), &udp].concat();
+        let sum = match checksum(&pseudo) {
+            0 => 0xffff,
+            sum => sum,
+        };
+        udp[6..8].copy_from_slice(&sum.to_be_bytes());
+        udp
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut frame = [SERVER_MAC, CLIENT_MAC].concat();
+        for tag in &self.tags {
+            frame.extend([tag.to_be_bytes(), 7_u16.to_be_bytes()].concat());
+        }
+        let udp = self.udp();
+        let (source, target) = (octets(self.source.ip()), octets(self.target.ip()));
+        if self.source.is_ipv4() {
+            frame.extend(0x0800_u16.to_be_bytes());
+            let length = u16::try_from(20 + udp.len()).unwrap();
+            let mut ip = vec![0x45, 0x10, 0, 0, 0x12, 0x34, 0x40, 0, 53, 17, 0, 0];
+            ip[2..4].copy_from_slice(&length.to_be_bytes());
+            ip.extend([&source[..], &target].concat());
+            let sum = checksum(&ip);
+            ip[10..12].copy_from_slice(&sum.to_be_bytes());
+            frame.extend(ip);
+        } else {
+            frame.extend(0x86dd_u16.to_be_bytes());
+            frame.extend([0x61, 0x23, 0x45, 0x67]);
+            frame.extend(u16::try_from(udp.len()).unwrap().to_be_bytes());
+            frame.extend([17, 53]);
+            frame.extend([&source[..], &target].concat());
+        }
+        frame.extend(udp);
+        frame.resize(frame.len() + self.padding, 0);
+        frame
+    }
+
+    /// The frame that answers this one with a datagram.
+    fn answered(&self, payload: &[u8]) -> Vec<u8> {
+        let (source, target) = (self.target, self.source);
+        let answer = Self { source, target, payload: payload.to_vec(), ..self.clone() };
+        let mut frame = answer.bytes();
+        frame[..12].copy_from_slice(&[CLIENT_MAC, SERVER_MAC].concat());
+        let ip = self.ip_at();
+        if self.source.is_ipv4() {
+            (frame[ip + 1], frame[ip + 8]) = (0, 64);
+            frame[ip + 10..ip + 12].fill(0);
+            let sum = checksum(&frame[ip..ip + 20]);
+            frame[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
+        } else {
+            frame[ip..ip + 4].copy_from_slice(&[0x60, 0, 0, 0]);
+            frame[ip + 7] = 64;
+        }
+        frame
+    }
+}
+
+/// Frames of both families, without and with a VLAN tag.
+fn kinds(of: impl Fn(u8) -> Frame) -> Vec<Frame> {
+    let both = [4, 6].map(of);
+    let tagged = both.clone().map(|frame| Frame { tags: vec![0x8100], ..frame });
+    both.into_iter().chain(tagged).collect()
+}
+
+#[test]
+fn a_program_that_the_verifier_refuses_is_an_error_with_its_reason() {
+    // It returns a register that was never written.
+    let Some(_) = Setup::new(None) else { return };
+    let error = XdpProgram::load(&[0x95]).unwrap_err().to_string();
+    assert!(error.starts_with("the kernel refused the XDP program: "), "{error}");
+    assert!(error.contains("R0 !read_ok"), "{error}");
+}
+
+#[test]
+fn a_connect_is_answered_by_the_bytes_that_a_socket_sends() {
+    let Some(setup) = Setup::new(None) else { return };
+    for padding in [0, 6] {
+        for frame in kinds(|family| Frame { padding, ..Frame::connect(family) }) {
+            let (verdict, out, counted) = setup.run(&frame.bytes());
+            let now = setup.now();
+            assert_eq!((verdict, counted), (XdpVerdict::Transmit, Some(OffloadVerdict::Answered)));
+            let mut expected = [0; RESPONSE_BYTES_MAX];
+            let sent = setup.frontend.borrow_mut().handle(
+                now,
+                frame.source,
+                &frame.payload,
+                &mut expected,
+            );
+            assert_eq!(out, frame.answered(&expected[..sent.unwrap().bytes]), "{frame:?}");
+        }
+    }
+}
+
+#[test]
+fn ids_are_judged_as_the_sockets_judge_them() {
+    let Some(setup) = Setup::new(None) else { return };
+    let verdict_of = |frame: &Frame| {
+        let (verdict, out, counted) = setup.run(&frame.bytes());
+        assert_eq!(out, frame.bytes(), "nothing is changed");
+        match counted.unwrap() {
+            OffloadVerdict::PassedGenuine => assert_eq!(verdict, XdpVerdict::Pass),
+            _ => assert_eq!(verdict, XdpVerdict::Drop),
+        }
+        counted.unwrap()
+    };
+    let sources = [
+        client(4),
+        client(6),
+        "[64:ff9b::c000:201]:7".parse().unwrap(),
+        "[2001:0:4136:e378:8000:63bf:3fff:fdd2]:7".parse().unwrap(),
+    ];
+    for source in sources {
+        let family = if source.is_ipv4() { 4 } else { 6 };
+        for ahead in -8..=8 {
+            let bucket = (BEGIN_S / BUCKET_S).checked_add_signed(ahead).unwrap();
+            let id = setup.ids.issue(Now::from_s(bucket * BUCKET_S), source.ip());
+            let frame = Frame { source, ..Frame::announce(family, id) };
+            let expected = match setup.ids.check(setup.now(), source.ip(), id) {
+                Ok(()) => OffloadVerdict::PassedGenuine,
+                Err(Dropped::ExpiredId) => OffloadVerdict::ExpiredId,
+                Err(_) => OffloadVerdict::ForgedId,
+            };
+            assert_eq!(verdict_of(&frame), expected, "{source} {ahead}");
+            for bit in [3, 20, 63] {
+                let forged = Frame { source, ..Frame::announce(family, id ^ 1 << bit) };
+                assert_eq!(verdict_of(&forged), OffloadVerdict::ForgedId);
+            }
+        }
+    }
+    // The id of an IPv6 address is good for its /64.
+    let id = setup.ids.issue(setup.now(), client(6).ip());
+    let [neighbour, stranger] =
+        ["[2001:db8:1:2::1]:9", "[2001:db8:1:3:3:4:5:6]:9"].map(|it| it.parse().unwrap());
+    let from = |source| verdict_of(&Frame { source, ..Frame::announce(6, id) });
+    assert_eq!(from(neighbour), OffloadVerdict::PassedGenuine);
+    assert_eq!(from(stranger), OffloadVerdict::ForgedId);
+}
+
+#[test]
+fn a_rollover_of_keys_loses_no_id() {
+    let Some(setup) = Setup::new(None) else { return };
+    let ids = |active| {
+        ConnectionIds::new(&KeyPair { active, staging: None, algorithm: Algorithm::SipHash })
+    };
+    let judged = |key| {
+        let id = ids(key).issue(setup.now(), client(4).ip());
+        setup.run(&Frame::announce(4, id).bytes()).2.unwrap()
+    };
+    let (old, new) = (KEY, OTHER_KEY);
+    let (genuine, forged) = (OffloadVerdict::PassedGenuine, OffloadVerdict::ForgedId);
+    for (active, staging, of_old, of_new) in [
+        (old, None, genuine, forged),
+        (old, Some(new), genuine, genuine),
+        (new, Some(old), genuine, genuine),
+        (new, None, forged, genuine),
+    ] {
+        setup.set(active, staging, None);
+        assert_eq!((judged(old), judged(new)), (of_old, of_new));
+        let (_, out, _) = setup.run(&Frame::connect(4).bytes());
+        let id = out[out.len() - 8..].try_into().map(u64::from_be_bytes).unwrap();
+        assert_eq!(ids(active).check(setup.now(), client(4).ip(), id), Ok(()), "new ids");
+    }
+}
+
+/// A frame that passes, and whether it is for us at all.
+fn passes(setup: &Setup, what: &str, frame: &[u8]) -> Option<OffloadVerdict> {
+    let (verdict, out, counted) = setup.run(frame);
+    assert_eq!(verdict, XdpVerdict::Pass, "{what}");
+    assert_eq!(out, frame, "{what}");
+    counted
+}
+
+#[test]
+fn whatever_is_not_understood_passes_unchanged() {
+    let Some(setup) = Setup::new(None) else { return };
+    for family in [4, 6] {
+        let connect = Frame::connect(family);
+        let (ip, udp) = (connect.ip_at(), connect.udp_at());
+        let with = |at: usize, byte: u8| {
+            let mut frame = connect.bytes();
+            frame[at] ^= byte;
+            frame
+        };
+        let target = |target: &str| {
+            let target = target.parse().unwrap();
+            Frame { target, ..connect.clone() }.bytes()
+        };
+        let tags = |tags: &[u16]| Frame { tags: tags.to_vec(), ..connect.clone() }.bytes();
+        let payload = |payload: &[u8]| Frame::new(family, payload.to_vec()).bytes();
+        let mut frames = vec![
+            ("to many", with(0, 1), false),
+            ("another protocol", with(12, 1), false),
+            ("two tags", tags(&[0x8100, 0x8100]), false),
+            ("a provider's tag", tags(&[0x88a8]), false),
+            ("another version", with(ip, 0x10), false),
+            ("a datagram longer than the frame", with(udp + 4, 1), false),
+            ("a datagram shorter than the packet", with(udp + 5, 1), false),
+            ("a wrong checksum", with(udp + 7, 1), true),
+            ("another magic", payload(&[0; 16]), true),
+            ("a byte too many", payload(&[&connect.payload[..], &[0]].concat()), true),
+            ("an empty datagram", payload(&[]), true),
+            ("half a head", payload(&connect.payload[..8]), true),
+            ("an unknown action", payload(&[&[0; 11][..], &[3, 0, 0, 0, 0]].concat()), true),
+            ("a short announce", payload(&Frame::announce(4, 1).payload[..97]), true),
+        ];
+        if family == 4 {
+            frames.extend([
+                ("another port", target("192.0.2.9:6970"), false),
+                ("another address", target("192.0.2.8:6969"), false),
+                ("a packet with options", with(ip, 3), false),
+                ("TCP", with(ip + 9, 17 ^ 6), false),
+                ("more fragments", with(ip + 6, 0x20), false),
+                ("a later fragment", with(ip + 7, 1), false),
+                ("the reserved bit", with(ip + 6, 0x80), false),
+                ("a wrong header checksum", with(ip + 10, 1), false),
+            ]);
+        } else {
+            frames.extend([
+                ("another port", target("[2001:db8::9]:6970"), false),
+                ("another address", target("[2001:db8::8]:6969"), false),
+                ("an extension header", with(ip + 6, 17 ^ 60), false),
+            ]);
+        }
+        for (what, frame, is_ours) in frames {
+            let expected = is_ours.then_some(OffloadVerdict::PassedOther);
+            assert_eq!(passes(&setup, what, &frame), expected, "IPv{family}: {what}");
+        }
+    }
+}
+
+#[test]
+fn a_checksum_may_be_absent_or_left_to_a_network_card() {
+    let Some(setup) = Setup::new(None) else { return };
+    for family in [4, 6] {
+        let connect = Frame::connect(family);
+        let mut absent = connect.bytes();
+        absent[connect.udp_at() + 6..][..2].fill(0);
+        let (verdict, out, counted) = setup.run(&absent);
+        if family == 4 {
+            assert_eq!(counted, Some(OffloadVerdict::Answered));
+            assert_ne!(out[connect.udp_at() + 6..][..2], [0, 0], "the answer has one");
+        } else {
+            assert_eq!((verdict, counted), (XdpVerdict::Pass, Some(OffloadVerdict::PassedOther)));
+        }
+        // What the kernel leaves to a card holds the sum of the pseudo-header.
+        let (source, target) = (octets(connect.source.ip()), octets(connect.target.ip()));
+        let pseudo = [&source[..], &target, &[0, 17, 0, 24]].concat();
+        let mut partial = connect.bytes();
+        partial[connect.udp_at() + 6..][..2].copy_from_slice(&(!checksum(&pseudo)).to_be_bytes());
+        assert_eq!(passes(&setup, "partial", &partial), Some(OffloadVerdict::PassedOther));
+    }
+}
+
+#[test]
+fn sources_that_no_host_has_pass() {
+    let Some(setup) = Setup::new(None) else { return };
+    for source in [
+        "0.0.0.0:1",
+        "224.0.0.1:1",
+        "255.255.255.255:1",
+        "198.51.100.7:0",
+        "[::]:1",
+        "[::1]:1",
+        "[::ffff:192.0.2.1]:1",
+        "[ff02::1]:1",
+        "[2001:db8::1]:0",
+    ] {
+        let source: SocketAddr = source.parse().unwrap();
+        let family = if source.is_ipv4() { 4 } else { 6 };
+        let frame = Frame { source, ..Frame::connect(family) };
+        assert_eq!(passes(&setup, "a source", &frame.bytes()), None, "{source}");
+    }
+}
+
+#[test]
+fn every_truncation_passes() {
+    let Some(setup) = Setup::new(None) else { return };
+    let id = setup.ids.issue(setup.now(), client(4).ip());
+    let frames =
+        kinds(Frame::connect).into_iter().chain(kinds(|family| Frame::announce(family, id ^ 8)));
+    for frame in frames {
+        let bytes = frame.bytes();
+        // The kernel runs no program on less than an Ethernet header.
+        for end in 14..bytes.len() {
+            let (verdict, out, counted) = setup.run(&bytes[..end]);
+            assert_eq!((verdict, counted), (XdpVerdict::Pass, None), "{frame:?} {end}");
+            assert_eq!(out, bytes[..end]);
+        }
+        assert_ne!(setup.run(&bytes).0, XdpVerdict::Pass);
+    }
+}
+
+#[test]
+fn denied_networks_are_dropped_and_exempt_ones_not_limited() {
+    let Some(setup) = Setup::new(Some((1, 2))) else { return };
+    let from = |source: &str| {
+        let source: SocketAddr = source.parse().unwrap();
+        let family = if source.is_ipv4() { 4 } else { 6 };
+        setup.run(&Frame { source, ..Frame::connect(family) }.bytes()).2.unwrap()
+    };
+    setup.offload.deny("203.0.113.0".parse().unwrap(), 24).unwrap();
+    setup.offload.deny("2001:db8:bad::".parse().unwrap(), 48).unwrap();
+    assert_eq!(from("203.0.113.255:1"), OffloadVerdict::NetworkDenied);
+    assert_eq!(from("[2001:db8:bad:1::1]:1"), OffloadVerdict::NetworkDenied);
+    assert_eq!(from("203.0.112.255:1"), OffloadVerdict::Answered);
+    assert_eq!(from("[2001:db8:bae::1]:1"), OffloadVerdict::Answered);
+    setup.offload.exempt("192.0.2.64".parse().unwrap(), 26).unwrap();
+    for _ in 0..10 {
+        assert_eq!(from("192.0.2.65:1"), OffloadVerdict::Answered);
+    }
+    let denied = setup
+        .run(&Frame { source: "203.0.113.1:1".parse().unwrap(), ..Frame::announce(4, 1) }.bytes());
+    assert_eq!((denied.0, denied.2), (XdpVerdict::Drop, Some(OffloadVerdict::NetworkDenied)));
+}
+
+#[test]
+fn over_the_limit_one_connect_in_four_of_a_port_is_answered() {
+    for family in [4, 6] {
+        let Some(setup) = Setup::new(Some((1, 20))) else { return };
+        let connect = Frame::connect(family).bytes();
+        let verdicts: Vec<_> = (0..60).map(|_| setup.run(&connect).2.unwrap()).collect();
+        let of = |verdict| verdicts.iter().filter(|it| **it == verdict).count();
+        assert!(verdicts[..20].iter().all(|it| *it == OffloadVerdict::Answered), "{verdicts:?}");
+        let (over, dropped) = (OffloadVerdict::AnsweredOverLimit, OffloadVerdict::LimitedConnect);
+        assert_eq!(of(OffloadVerdict::Answered) + of(over) + of(dropped), 60);
+        assert_eq!(of(over), (of(over) + of(dropped)) / 4);
+        // Another address of the /24 or the /64's neighbour has its own limit.
+        let other = if family == 4 { "198.51.100.8:1" } else { "[2001:db8:1:3::1]:1" };
+        let other = Frame { source: other.parse().unwrap(), ..Frame::connect(family) };
+        assert_eq!(setup.run(&other.bytes()).2, Some(OffloadVerdict::Answered));
+    }
+}
+
+fn datagrams() -> impl Strategy<Value = (u8, Vec<u8>)> {
+    let heads = prop_oneof![
+        Just(Frame::connect(4).payload),
+        Just(Frame::announce(4, 1).payload),
+        proptest::collection::vec(any::<u8>(), 0..130),
+    ];
+    let spoiled = proptest::collection::vec((0..130_usize, any::<u8>()), 0..3);
+    (prop_oneof![Just(4_u8), Just(6)], heads, spoiled, 0..130_usize).prop_map(
+        |(family, mut payload, spoiled, length)| {
+            for (at, byte) in spoiled {
+                if let Some(place) = payload.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            if length % 3 == 0 {
+                payload.truncate(length);
+            }
+            (family, payload)
+        },
+    )
+}
+
+#[test]
+fn for_any_datagram_what_leaves_is_what_a_socket_would_send() {
+    let Some(setup) = Setup::new(None) else { return };
+    proptest!(|((family, mut payload) in datagrams(), is_genuine in any::<bool>())| {
+        if is_genuine && payload.len() >= 16 && payload[11] != 0 {
+            let id = setup.ids.issue(setup.now(), client(family).ip());
+            payload[..8].copy_from_slice(&id.to_be_bytes());
+        }
+        let frame = Frame::new(family, payload);
+        let (verdict, out, counted) = setup.run(&frame.bytes());
+        let now = setup.now();
+        let mut sent = [0; RESPONSE_BYTES_MAX];
+        let mut frontend = setup.frontend.borrow_mut();
+        let socket = frontend.handle(now, frame.source, &frame.payload, &mut sent);
+        match verdict {
+            XdpVerdict::Transmit => {
+                prop_assert_eq!(out, frame.answered(&sent[..socket.unwrap().bytes]));
+            }
+            XdpVerdict::Drop => {
+                let dropped = socket.map(|it| it.bytes).unwrap_err();
+                let expected = match dropped {
+                    Dropped::ForgedId => OffloadVerdict::ForgedId,
+                    _ => OffloadVerdict::ExpiredId,
+                };
+                prop_assert_eq!(counted, Some(expected), "{:?}", dropped);
+            }
+            _ => prop_assert_eq!(out, frame.bytes()),
+        }
+    });
+}
