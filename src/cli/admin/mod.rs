@@ -397,7 +397,7 @@ impl AdminClient {
         })?;
         let status = response.status().as_u16();
         let body: Option<Value> = serde_json::from_slice(response.body()).ok();
-        let body = body.ok_or_else(|| not_of_skep(&response, at()))?;
+        let body = body.ok_or_else(|| not_of_skep(&response, at(), repeats))?;
         match status {
             200..=299 => Ok(AdminResponse { is_created: status == 201, body }),
             _ => Err(failure(status, &body, at)),
@@ -405,8 +405,9 @@ impl AdminClient {
     }
 }
 
-/// What a response without JSON means, which skep did not write.
-fn not_of_skep<T>(response: &Response<T>, at: String) -> TryError {
+/// What a response without JSON means, which skep did not write. A proxy may have forwarded the
+/// request before it failed, so one that does not repeat is not sent again.
+fn not_of_skep<T>(response: &Response<T>, at: String, repeats: bool) -> TryError {
     let schemes = response.headers().get_all(WWW_AUTHENTICATE).iter();
     let mut schemes =
         schemes.filter_map(|value| value.as_bytes().split(u8::is_ascii_whitespace).next());
@@ -417,9 +418,15 @@ fn not_of_skep<T>(response: &Response<T>, at: String) -> TryError {
         status @ (StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT) => {
-            let problem =
-                format!("a proxy there cannot reach it (HTTP status {})", status.as_u16());
-            TryError::Temporary(AdminError::Unreachable { at, problem })
+            let what = match status {
+                StatusCode::GATEWAY_TIMEOUT => "got no response from it in time",
+                _ => "cannot reach it",
+            };
+            let problem = format!("a proxy there {what} (HTTP status {})", status.as_u16());
+            match repeats {
+                true => TryError::Temporary(AdminError::Unreachable { at, problem }),
+                false => TryError::Final(AdminError::Lost { at, problem }),
+            }
         }
         _ => TryError::Final(AdminError::NotSkep(at)),
     }
@@ -559,9 +566,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = client(&listener, &[], 1);
         let cut = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}";
-        let responses = [cut, CREATED, cut, "", CREATED, ""];
+        let late = "HTTP/1.1 504 Late\r\nContent-Length: 0\r\n\r\n";
+        let responses = [cut, CREATED, cut, "", CREATED, "", late, CREATED, late];
         let thread = std::thread::spawn(move || serve(&listener, &responses));
-        for _ in 0..2 {
+        for _ in 0..3 {
             let again = client.request(Method::POST, "/", Vec::new());
             assert!(again.is_ok_and(|it| it.is_created));
             let once = client.request_once(Method::POST, "/", Vec::new());
@@ -594,14 +602,15 @@ mod tests {
 
     #[test]
     fn what_a_proxy_responds_is_not_taken_for_another_program() {
-        let error = |status: u16, scheme: &str| {
+        let judge = |status: u16, scheme: &str, repeats: bool| {
             let response = Response::builder().status(status).header("WWW-Authenticate", scheme);
-            match not_of_skep(&response.body(()).unwrap(), "https://x".into()) {
+            match not_of_skep(&response.body(()).unwrap(), "https://x".into(), repeats) {
                 TryError::Temporary(error) => format!("again: {error}"),
                 TryError::Token => "token".into(),
                 TryError::Final(error) => error.to_string(),
             }
         };
+        let error = |status: u16, scheme: &str| judge(status, scheme, true);
         for scheme in ["Basic realm=\"skep\"", "basic"] {
             assert!(error(401, scheme).starts_with("a proxy at https://x asks for a login"));
         }
@@ -609,7 +618,11 @@ mod tests {
         for status in [502, 503, 504] {
             let text = error(status, "");
             assert!(text.starts_with("again: cannot reach https://x: a proxy there"), "{text}");
+            let text = judge(status, "", false);
+            assert!(text.starts_with("no response from https://x: a proxy there"), "{text}");
         }
+        let late = "a proxy there got no response from it in time (HTTP status 504)";
+        assert!(error(504, "").contains(late));
         assert!(error(500, "").contains("is not skep"));
     }
 
