@@ -153,6 +153,9 @@ pub(super) enum AdminError {
     /// The tracker cannot do it: no change, or no response, of this kind now.
     #[error("{0}")]
     Failed(String),
+    /// The tracker cannot do it in its `access.mode`.
+    #[error("{0}")]
+    WrongMode(String),
     /// The tracker refuses this request; others may be accepted.
     #[error("{0}")]
     Refused(String),
@@ -445,9 +448,8 @@ fn failure(status: u16, body: &Value, at: impl Fn() -> String) -> TryError {
     match (status, code.as_str()) {
         (401, _) | (403, "only_local" | "forwarded" | "bad_host") => TryError::Token,
         (404 | 405, "no_such_page" | "bad_method") => TryError::Final(AdminError::NotSkep(at())),
-        (403, _) | (409, "wrong_mode" | "full" | "no_state") => {
-            TryError::Final(AdminError::Failed(message))
-        }
+        (409, "wrong_mode") => TryError::Final(AdminError::WrongMode(message)),
+        (403, _) | (409, "full" | "no_state") => TryError::Final(AdminError::Failed(message)),
         (500..=599 | 429, _) => TryError::Temporary(AdminError::Failed(message)),
         _ => TryError::Final(AdminError::Refused(message)),
     }
