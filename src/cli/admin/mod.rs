@@ -37,7 +37,8 @@ const LIMITS: RequestLimits = RequestLimits { step: Duration::from_secs(30), bod
 const TOKEN_HELP: &str = "\
 The tracker is the one that serves with the state directory (that of SKEP__SERVER__STATE_DIR,
 STATE_DIRECTORY or XDG's rules, else /var/lib/skep): it keeps the address of its admin listener
-there. Without such a file it is the one at SKEP__ADMIN__LISTEN, by default 127.0.0.1:6970.
+there. Without such a file it is the one at SKEP__ADMIN__LISTEN, by default 127.0.0.1:6970. Another
+address there than the default, with a port other than 0, comes before the file.
 
 The token is that of the setting admin.token. Without --token and --token-file, skep uses
 SKEP__ADMIN__TOKEN, else, for a tracker on this host, the file admin.token in the state directory
