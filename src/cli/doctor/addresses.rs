@@ -139,7 +139,7 @@ fn has_default_route(host: &Host) -> Result<bool, HostReadError> {
 }
 
 fn scope(report: &HostReport) -> Finding {
-    let admin = report.config.admin.listen;
+    let admin = report.facts.admin;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
         Err(error) => return without_tracker(&SCOPE, admin, error),
@@ -164,7 +164,7 @@ fn scope(report: &HostReport) -> Finding {
 }
 
 fn proxies(report: &HostReport) -> Finding {
-    let admin = report.config.admin.listen;
+    let admin = report.facts.admin;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
         Err(error) => return without_tracker(&PROXIES, admin, error),

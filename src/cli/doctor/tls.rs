@@ -89,7 +89,7 @@ fn files(report: &HostReport) -> Finding {
 }
 
 fn reload(report: &HostReport, validity: Validity) -> Finding {
-    let admin = report.config.admin.listen;
+    let admin = report.facts.admin;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
         Err(error) => return without_tracker(&RELOAD, admin, error),
