@@ -48,6 +48,10 @@ fn listed_torrents_are_named_by_their_files_and_have_their_names() {
     let listed = objects(&ask(&skep, "deny torrents list", &["--json"]).1);
     let named: Vec<_> = listed.iter().filter(|it| it["name"] == "one").collect();
     assert_eq!(named, [&json!({ "value": hash, "reason": "r", "name": "one" })]);
+    let removed = objects(&ask(&skep, "deny torrents remove", &["--json", &hybrid]).1);
+    let of_file = |hash| json!({ "value": hash, "status": "removed", "file": hybrid.as_str() });
+    assert_eq!(removed, hashes.each_ref().map(of_file), "a line for each hash");
+    assert_eq!(ask(&skep, "deny torrents add", &["--reason", "r", &hybrid]).0, Some(0));
     let (code, stdout, _) = ask(&skep, "deny torrents remove", &[&hybrid, &hybrid]);
     assert_eq!(code, Some(1));
     let expected = format!("removed {hybrid}\nfailed  {hybrid}: not in torrents_deny\n");
