@@ -49,7 +49,7 @@ pub(super) struct Options {
     /// Read server.state_dir and admin.listen from this TOML file
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
-    /// Trust only the authorities in this PEM file (https)
+    /// Trust only the certificates in this PEM file (https)
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
     /// Accept any certificate (https)

@@ -149,7 +149,7 @@ fn a_list_of_several_pages_is_printed_to_its_end_or_to_its_limit() {
         [format!("GET {target}1000 HTTP/1.1"), format!("GET {target}1&after=a+b HTTP/1.1")];
     assert_eq!(tracker.join().unwrap(), expected);
     assert_bad_usage(&[
-        (&["torrent", "list", "--limit", "0"], "a whole number from 1 on"),
+        (&["torrent", "list", "--limit", "0"], "allowed: a whole number, 1 or more"),
         (&["torrent", "list", "--swarms", "--limit", "1001"], "at most 1000 with --swarms"),
     ]);
 }

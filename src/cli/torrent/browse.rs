@@ -71,7 +71,7 @@ pub(in crate::cli) struct ListTorrentsOptions {
 
 /// Parses a number of entries.
 fn positive(text: &str) -> Result<usize, &'static str> {
-    text.parse().ok().filter(|number| *number > 0).ok_or("allowed: a whole number from 1 on")
+    text.parse().ok().filter(|number| *number > 0).ok_or("allowed: a whole number, 1 or more")
 }
 
 /// Arguments of `show`.
