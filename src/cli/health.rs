@@ -24,9 +24,9 @@ Examples:
   skep health --admin [::1]:7070             at this address; no settings are read
 
 A tracker that serves keeps the address of its admin listener in the state directory (that of
-server.state_dir, STATE_DIRECTORY or XDG's rules, else /var/lib/skep). Without such a file, the
-address is admin.listen of the file and of SKEP__ADMIN__LISTEN; flags of the tracker are not known
-here. A wildcard address is asked on loopback.
+server.state_dir, STATE_DIRECTORY or XDG's rules, else /var/lib/skep). Without such a file, or if
+admin.listen of the settings (--config, SKEP__ADMIN__LISTEN) is neither the default nor on port 0,
+the address is admin.listen. A wildcard address is asked on loopback.
 
 The tracker is well while every worker's loop makes progress (/livez), also under load, during a
 drain, and before the swarms are restored. Whether clients are served is for skep probe, whether new
@@ -49,7 +49,7 @@ pub(super) struct Options {
     /// Read server.state_dir and admin.listen from this TOML file
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
-    /// Trust only the authorities in this PEM file (https)
+    /// Trust only the certificates in this PEM file (https)
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
     /// Accept any certificate (https)

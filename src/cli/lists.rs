@@ -122,7 +122,7 @@ pub(super) struct RemoveValuesOptions {
     /// Values to remove, as the list has them; torrents also by their files
     #[arg(required = true, value_name = "VALUE")]
     values: Vec<String>,
-    /// Print a JSON object for each value
+    /// Print a JSON object for each value; of a torrent, for each of its hashes
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -178,8 +178,10 @@ fn path(name: ListName) -> String {
 struct NamedValue {
     /// How it is shown: the argument, or the path of a file.
     text: String,
-    /// The values that are sent: of a file of a hybrid torrent, both hashes.
+    /// The values that are sent: of a hybrid torrent, both hashes.
     values: Vec<String>,
+    /// Whether it is a file.
+    is_file: bool,
 }
 
 /// The values that arguments name, read before the first request, so that an error names the
@@ -188,8 +190,15 @@ fn named(kind: ListKind, arguments: &[String]) -> Result<Vec<NamedValue>, Comman
     let mut all = Vec::new();
     for argument in arguments {
         let path = Path::new(argument);
-        if parse_value(kind, argument).is_some() {
-            all.push(NamedValue { text: argument.clone(), values: vec![argument.clone()] });
+        if let Some((first, second)) = parse_value(kind, argument) {
+            let values = match kind {
+                // A link is sent as the list has it.
+                ListKind::Torrents => {
+                    [Some(first), second].iter().flatten().map(ToString::to_string).collect()
+                }
+                _ => vec![argument.clone()],
+            };
+            all.push(NamedValue { text: argument.clone(), values, is_file: false });
         } else if kind == ListKind::Torrents && path.exists() {
             for file in torrent_files(path) {
                 all.push(of_file(file).map_err(|error| CommandError::Usage(error.to_string()))?);
@@ -206,7 +215,8 @@ fn of_file(file: Result<PathBuf, FileError>) -> Result<NamedValue, FileError> {
     let path = file?;
     let text = path.display().to_string();
     let hashes = all_of_file(&path).map_err(|problem| FileError { path, problem })?;
-    Ok(NamedValue { text, values: hashes.iter().map(ToString::to_string).collect() })
+    let values = hashes.iter().map(ToString::to_string).collect();
+    Ok(NamedValue { text, values, is_file: true })
 }
 
 /// What is wrong with an argument that is not a value.
@@ -268,19 +278,29 @@ fn remove_all(
 ) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
     let mut are_removed = true;
-    for NamedValue { text, values } in values {
-        let change = edit(&mut client, name, &json!({ "remove": values }))?;
-        let is_removed = change["removed"].as_u64().is_some_and(|it| it > 0);
-        are_removed &= is_removed;
-        let line = match (options.json, is_removed) {
-            (true, _) => {
-                let status = if is_removed { "removed" } else { "not_listed" };
-                json::line(&json!({ "value": text, "status": status }))
-            }
-            (false, true) => format!("removed {}\n", escaped(text)),
-            (false, false) => format!("failed  {}: not in {}\n", escaped(text), name.label()),
-        };
-        output.print(&line);
+    for NamedValue { text, values, is_file } in values {
+        // In JSON each hash of a torrent has a line, and so its own request.
+        let count = if options.json { 1 } else { values.len().max(1) };
+        let mut is_one_removed = false;
+        for values in values.chunks(count) {
+            let change = edit(&mut client, name, &json!({ "remove": values }))?;
+            let is_removed = change["removed"].as_u64().is_some_and(|it| it > 0);
+            is_one_removed |= is_removed;
+            let line = match (options.json, is_removed) {
+                (true, _) => {
+                    let status = if is_removed { "removed" } else { "not_listed" };
+                    let mut line = json!({ "value": values[0], "status": status });
+                    if *is_file {
+                        line["file"] = text.as_str().into();
+                    }
+                    json::line(&line)
+                }
+                (false, true) => format!("removed {}\n", escaped(text)),
+                (false, false) => format!("failed  {}: not in {}\n", escaped(text), name.label()),
+            };
+            output.print(&line);
+        }
+        are_removed &= is_one_removed;
     }
     Ok(ExitCode::from(u8::from(!are_removed)))
 }

@@ -1,6 +1,7 @@
 //! What only all settings together show: settings that contradict each other, and values that are
 //! allowed but probably a mistake.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::{Config, ConfigFinding, NetworkList, values};
@@ -107,12 +108,13 @@ impl Config {
         missing.map(conflict).collect()
     }
 
-    /// Values that are allowed but probably a mistake.
-    pub(super) fn warnings(&self) -> Vec<ConfigFinding> {
+    /// Values that are allowed but probably a mistake. Settings with a fault have their default.
+    pub(super) fn warnings(&self, faulty: &BTreeSet<String>) -> Vec<ConfigFinding> {
         let mut warnings = Vec::new();
         let files = [("tls.certificate", &self.tls.certificate), ("tls.key", &self.tls.key)];
         let unused = files.iter().find(|it| !it.1.is_empty());
-        if let Some((key, _)) = unused.filter(|_| self.tls.listen.is_empty()) {
+        let is_unserved = self.tls.listen.is_empty() && !faulty.contains("tls.listen");
+        if let Some((key, _)) = unused.filter(|_| is_unserved) {
             let text = "is set, but TLS is not served: tls.listen is empty; remedy: set \
                         tls.listen, for example to [\"0.0.0.0:443\", \"[::]:443\"]";
             warnings.push(ConfigFinding::warning(text).about(*key));

@@ -352,7 +352,7 @@ impl ConfigReport {
             self.findings.push(fault.about(&names[0]).at(place));
         }
         self.is_invalid = self.findings.iter().any(ConfigFinding::is_fault);
-        for warning in self.config.warnings() {
+        for warning in self.config.warnings(&self.faulty) {
             self.add(warning);
         }
     }

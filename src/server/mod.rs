@@ -89,11 +89,14 @@ pub(crate) fn kept_tokens(config: &Config) -> Vec<(String, u32)> {
 }
 
 /// The admin listener of a tracker on this host that serves: of the one with the state directory of
-/// these settings, else, unless the settings name another listener than the default, of the one
-/// with the usual state directory.
+/// these settings, else, if the settings have the default listener, of the one with the usual state
+/// directory. `None` if the settings name another listener with its port: that one is meant.
 pub(crate) fn serving_listener(config: &Config) -> Option<ServingListener> {
-    let own = options::state_home(config).ok().and_then(|it| admin_address::serving(&it));
     let is_default = config.admin.listen == Config::default().admin.listen;
+    if !is_default && config.admin.listen.port() != 0 {
+        return None;
+    }
+    let own = options::state_home(config).ok().and_then(|it| admin_address::serving(&it));
     let usual = || admin_address::serving(Path::new(USUAL_STATE_DIRECTORY));
     own.or_else(|| usual().filter(|_| is_default))
 }

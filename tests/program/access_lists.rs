@@ -48,6 +48,10 @@ fn listed_torrents_are_named_by_their_files_and_have_their_names() {
     let listed = objects(&ask(&skep, "deny torrents list", &["--json"]).1);
     let named: Vec<_> = listed.iter().filter(|it| it["name"] == "one").collect();
     assert_eq!(named, [&json!({ "value": hash, "reason": "r", "name": "one" })]);
+    let removed = objects(&ask(&skep, "deny torrents remove", &["--json", &hybrid]).1);
+    let of_file = |hash| json!({ "value": hash, "status": "removed", "file": hybrid.as_str() });
+    assert_eq!(removed, hashes.each_ref().map(of_file), "a line for each hash");
+    assert_eq!(ask(&skep, "deny torrents add", &["--reason", "r", &hybrid]).0, Some(0));
     let (code, stdout, _) = ask(&skep, "deny torrents remove", &[&hybrid, &hybrid]);
     assert_eq!(code, Some(1));
     let expected = format!("removed {hybrid}\nfailed  {hybrid}: not in torrents_deny\n");
@@ -145,7 +149,7 @@ fn a_list_of_several_pages_is_printed_to_its_end_or_to_its_limit() {
         [format!("GET {target}1000 HTTP/1.1"), format!("GET {target}1&after=a+b HTTP/1.1")];
     assert_eq!(tracker.join().unwrap(), expected);
     assert_bad_usage(&[
-        (&["torrent", "list", "--limit", "0"], "a whole number from 1 on"),
+        (&["torrent", "list", "--limit", "0"], "allowed: a whole number, 1 or more"),
         (&["torrent", "list", "--swarms", "--limit", "1001"], "at most 1000 with --swarms"),
     ]);
 }

@@ -398,6 +398,10 @@ fn what_may_have_been_meant_otherwise_is_warned_of() {
         let all = warnings(&variable(name, text));
         assert!(all.len() == 1 && all[0].contains(said), "{name}={text}: {all:?}");
     }
+    let faulty = [("LISTEN", "nonsense"), ("CERTIFICATE", "/x.pem")];
+    let environment = faulty.map(|(key, text)| (format!("SKEP__TLS__{key}"), text.into())).into();
+    let findings = SettingsSource { environment, ..SettingsSource::default() }.judge().findings;
+    assert!(findings.len() == 1 && findings[0].is_fault(), "only the fault: {findings:?}");
     for (name, text) in [
         ("SKEP_PORT", "tcp://10.0.0.1:6969"),
         ("SKEP_SERVICE_HOST", "10.0.0.1"),

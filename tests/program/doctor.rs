@@ -61,12 +61,17 @@ fn doctor(state: &tempfile::TempDir, arguments: &[&str]) -> Command {
 
 /// A doctor with the settings and the state directory of a tracker that runs.
 fn doctor_of(skep: &Skep) -> Command {
+    doctor_with(skep, &skep.admin.to_string())
+}
+
+/// As [`doctor_of`], with this `admin.listen` in the settings.
+fn doctor_with(skep: &Skep, admin: &str) -> Command {
     let addresses = |all: &[SocketAddr]| {
         let all: Vec<_> = all.iter().map(|it| format!("\"{it}\"")).collect();
         all.join(", ")
     };
     let path = skep.folder().join("of_this_tracker.toml");
-    let (udp, tcp, admin) = (addresses(&skep.udp), addresses(&skep.tcp), skep.admin);
+    let (udp, tcp) = (addresses(&skep.udp), addresses(&skep.tcp));
     let text = format!(
         "[udp]\nlisten = [{udp}]\n[http]\nlisten = [{tcp}]\n[admin]\nlisten = \"{admin}\"\n"
     );
@@ -216,9 +221,14 @@ fn a_running_tracker_is_asked() {
     let state = tempfile::tempdir().unwrap();
     let skep = Skep::start(&[]);
     let admin = skep.admin.to_string();
-    let (found, _) = findings(&mut doctor_of(&skep));
-    let value = finding(&found, "addresses.scope");
-    assert_eq!(value["severity"], "ok", "{value}");
+    // The file in the state directory has the address that a flag or the kernel has chosen.
+    for listen in [&*admin, "127.0.0.1:0", "127.0.0.1:6970"] {
+        let (found, _) = findings(&mut doctor_with(&skep, listen));
+        for id in ["addresses.scope", "addresses.ports"] {
+            let value = finding(&found, id);
+            assert_eq!(value["severity"], "ok", "{listen} {value}");
+        }
+    }
     drop(skep);
     let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
     let json = finding(&found, "addresses.scope");

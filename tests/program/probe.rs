@@ -277,6 +277,18 @@ fn health_finds_a_listener_that_a_flag_or_the_kernel_has_chosen() {
     let by_file = health_with(folder.path(), &["--config", file.to_str().unwrap()]);
     assert_eq!(by_file, expected);
     assert!(health_with(folder.path(), &[]).1.contains("name it with --admin"));
+    // A listener that the settings name is meant, whoever serves with the state directory.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    fs::write(&file, format!("[admin]\nlisten = {closed:?}\n")).unwrap();
+    let by_file = ["health", "--config", file.to_str().unwrap()];
+    for (words, variable) in [(&by_file[..], None), (&["health"], Some(&closed))] {
+        let mut health = command();
+        health.args(words).env("STATE_DIRECTORY", state.path());
+        health.envs(variable.map(|it| ("SKEP__ADMIN__LISTEN", it)));
+        let output = health.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        assert!(texts(&output).1.contains(&format!("no skep responds at {closed}: ")));
+    }
     skep.signal("TERM");
     assert!(skep.wait().success());
     assert!(!state.path().join("admin-address").exists(), "removed in order");

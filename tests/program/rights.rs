@@ -357,10 +357,10 @@ fn a_token_is_not_sent_to_an_address_that_another_user_has_written() {
     fs::write(&token, "a token of root's tracker").unwrap();
     fs::set_permissions(&token, Permissions::from_mode(0o600)).unwrap();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let ask = |token: &[(&str, &str)]| {
+    let ask = |listen: &str, token: &[(&str, &str)]| {
         let mut command = command();
         command.args(["status", "--retries", "0"]).env("STATE_DIRECTORY", state.path());
-        command.env("SKEP__ADMIN__LISTEN", &closed).envs(token.iter().copied());
+        command.env("SKEP__ADMIN__LISTEN", listen).envs(token.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut request = String::new();
         eventually("it ends", || {
@@ -373,11 +373,15 @@ fn a_token_is_not_sent_to_an_address_that_another_user_has_written() {
         });
         (request, texts(&child.wait_with_output().unwrap()).1)
     };
-    let (request, stderr) = ask(&[("SKEP__ADMIN__TOKEN", "open sesame, please")]);
-    assert_eq!(request, "", "{stderr}");
-    assert!(stderr.contains(&format!("cannot reach http://{closed}: ")), "{stderr}");
+    // With a listener that the settings name, the file is not read at all.
+    let named = [("SKEP__ADMIN__TOKEN", "open sesame, please")];
+    for (listen, token) in [("127.0.0.1:0", &named[..]), (&closed, &named), (&closed, &[])] {
+        let (request, stderr) = ask(listen, token);
+        assert_eq!(request, "", "{stderr}");
+        assert!(stderr.contains(&format!("cannot reach http://{listen}: ")), "{stderr}");
+    }
     // A token that was found in a file of root is not sent either.
-    let (request, stderr) = ask(&[]);
+    let (request, stderr) = ask("127.0.0.1:0", &[]);
     assert!(request.starts_with("GET /api/v1/status "), "{request} {stderr}");
     assert!(!request.to_lowercase().contains("authorization"), "{request}");
 }

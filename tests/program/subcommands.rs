@@ -576,8 +576,8 @@ fn bad_arguments_end_with_2_and_name_what_is_allowed() {
         (&["deny", "ports", "remove", "0x19"], "\"0x19\" must be a port"),
         (&["allow", "ports", "list"], "ports"),
         (&["passkey", "add"], "NAME"),
-        (&["passkey", "add", ""], "a text without control characters"),
-        (&["passkey", "add", &"x".repeat(101)], "1 to 100 bytes"),
+        (&["passkey", "add", ""], "control characters, and not only spaces"),
+        (&["passkey", "add", &"x".repeat(101)], "a text of 1 to 100 bytes"),
         (&["passkey", "revoke", ""], "a value is required"),
         (&["deny", "ports", "add", "25", "--reason", "a\nb"], "--reason: must be a reason without"),
         (

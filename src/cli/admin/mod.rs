@@ -37,7 +37,8 @@ const LIMITS: RequestLimits = RequestLimits { step: Duration::from_secs(30), bod
 const TOKEN_HELP: &str = "\
 The tracker is the one that serves with the state directory (that of SKEP__SERVER__STATE_DIR,
 STATE_DIRECTORY or XDG's rules, else /var/lib/skep): it keeps the address of its admin listener
-there. Without such a file it is the one at SKEP__ADMIN__LISTEN, by default 127.0.0.1:6970.
+there. Without such a file it is the one at SKEP__ADMIN__LISTEN, by default 127.0.0.1:6970. Another
+address there than the default, with a port other than 0, comes before the file.
 
 The token is that of the setting admin.token. Without --token and --token-file, skep uses
 SKEP__ADMIN__TOKEN, else, for a tracker on this host, the file admin.token in the state directory
@@ -153,6 +154,9 @@ pub(super) enum AdminError {
     /// The tracker cannot do it: no change, or no response, of this kind now.
     #[error("{0}")]
     Failed(String),
+    /// The tracker cannot do it in its `access.mode`.
+    #[error("{0}")]
+    WrongMode(String),
     /// The tracker refuses this request; others may be accepted.
     #[error("{0}")]
     Refused(String),
@@ -397,7 +401,7 @@ impl AdminClient {
         })?;
         let status = response.status().as_u16();
         let body: Option<Value> = serde_json::from_slice(response.body()).ok();
-        let body = body.ok_or_else(|| not_of_skep(&response, at()))?;
+        let body = body.ok_or_else(|| not_of_skep(&response, at(), repeats))?;
         match status {
             200..=299 => Ok(AdminResponse { is_created: status == 201, body }),
             _ => Err(failure(status, &body, at)),
@@ -405,8 +409,9 @@ impl AdminClient {
     }
 }
 
-/// What a response without JSON means, which skep did not write.
-fn not_of_skep<T>(response: &Response<T>, at: String) -> TryError {
+/// What a response without JSON means, which skep did not write. A proxy may have forwarded the
+/// request before it failed, so one that does not repeat is not sent again.
+fn not_of_skep<T>(response: &Response<T>, at: String, repeats: bool) -> TryError {
     let schemes = response.headers().get_all(WWW_AUTHENTICATE).iter();
     let mut schemes =
         schemes.filter_map(|value| value.as_bytes().split(u8::is_ascii_whitespace).next());
@@ -417,9 +422,15 @@ fn not_of_skep<T>(response: &Response<T>, at: String) -> TryError {
         status @ (StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT) => {
-            let problem =
-                format!("a proxy there cannot reach it (HTTP status {})", status.as_u16());
-            TryError::Temporary(AdminError::Unreachable { at, problem })
+            let what = match status {
+                StatusCode::GATEWAY_TIMEOUT => "got no response from it in time",
+                _ => "cannot reach it",
+            };
+            let problem = format!("a proxy there {what} (HTTP status {})", status.as_u16());
+            match repeats {
+                true => TryError::Temporary(AdminError::Unreachable { at, problem }),
+                false => TryError::Final(AdminError::Lost { at, problem }),
+            }
         }
         _ => TryError::Final(AdminError::NotSkep(at)),
     }
@@ -438,9 +449,8 @@ fn failure(status: u16, body: &Value, at: impl Fn() -> String) -> TryError {
     match (status, code.as_str()) {
         (401, _) | (403, "only_local" | "forwarded" | "bad_host") => TryError::Token,
         (404 | 405, "no_such_page" | "bad_method") => TryError::Final(AdminError::NotSkep(at())),
-        (403, _) | (409, "wrong_mode" | "full" | "no_state") => {
-            TryError::Final(AdminError::Failed(message))
-        }
+        (409, "wrong_mode") => TryError::Final(AdminError::WrongMode(message)),
+        (403, _) | (409, "full" | "no_state") => TryError::Final(AdminError::Failed(message)),
         (500..=599 | 429, _) => TryError::Temporary(AdminError::Failed(message)),
         _ => TryError::Final(AdminError::Refused(message)),
     }
@@ -559,9 +569,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = client(&listener, &[], 1);
         let cut = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}";
-        let responses = [cut, CREATED, cut, "", CREATED, ""];
+        let late = "HTTP/1.1 504 Late\r\nContent-Length: 0\r\n\r\n";
+        let responses = [cut, CREATED, cut, "", CREATED, "", late, CREATED, late];
         let thread = std::thread::spawn(move || serve(&listener, &responses));
-        for _ in 0..2 {
+        for _ in 0..3 {
             let again = client.request(Method::POST, "/", Vec::new());
             assert!(again.is_ok_and(|it| it.is_created));
             let once = client.request_once(Method::POST, "/", Vec::new());
@@ -594,14 +605,15 @@ mod tests {
 
     #[test]
     fn what_a_proxy_responds_is_not_taken_for_another_program() {
-        let error = |status: u16, scheme: &str| {
+        let judge = |status: u16, scheme: &str, repeats: bool| {
             let response = Response::builder().status(status).header("WWW-Authenticate", scheme);
-            match not_of_skep(&response.body(()).unwrap(), "https://x".into()) {
+            match not_of_skep(&response.body(()).unwrap(), "https://x".into(), repeats) {
                 TryError::Temporary(error) => format!("again: {error}"),
                 TryError::Token => "token".into(),
                 TryError::Final(error) => error.to_string(),
             }
         };
+        let error = |status: u16, scheme: &str| judge(status, scheme, true);
         for scheme in ["Basic realm=\"skep\"", "basic"] {
             assert!(error(401, scheme).starts_with("a proxy at https://x asks for a login"));
         }
@@ -609,7 +621,11 @@ mod tests {
         for status in [502, 503, 504] {
             let text = error(status, "");
             assert!(text.starts_with("again: cannot reach https://x: a proxy there"), "{text}");
+            let text = judge(status, "", false);
+            assert!(text.starts_with("no response from https://x: a proxy there"), "{text}");
         }
+        let late = "a proxy there got no response from it in time (HTTP status 504)";
+        assert!(error(504, "").contains(late));
         assert!(error(500, "").contains("is not skep"));
     }
 

@@ -139,7 +139,7 @@ fn has_default_route(host: &Host) -> Result<bool, HostReadError> {
 }
 
 fn scope(report: &HostReport) -> Finding {
-    let admin = report.config.admin.listen;
+    let admin = report.facts.admin;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
         Err(error) => return without_tracker(&SCOPE, admin, error),
@@ -164,7 +164,7 @@ fn scope(report: &HostReport) -> Finding {
 }
 
 fn proxies(report: &HostReport) -> Finding {
-    let admin = report.config.admin.listen;
+    let admin = report.facts.admin;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
         Err(error) => return without_tracker(&PROXIES, admin, error),
@@ -189,7 +189,7 @@ fn proxies(report: &HostReport) -> Finding {
         format!(
             "{} of the last hour's requests over HTTP came through a proxy {place} that \
              http.trusted_proxies does not list",
-            percent(ratio)
+            if ratio < 0.001 { "less than 0.1 %".to_owned() } else { percent(ratio) }
         )
     };
     if is_recent(private_s) {
@@ -336,6 +336,8 @@ mod tests {
         let (severity, text) = found((0.001, 60), none);
         assert_eq!(severity, Severity::Warning, "a client's own proxy, perhaps");
         assert!(text.starts_with("0.1 % of the last"), "{text}");
+        let (_, text) = found((0.0009, 60), none);
+        assert!(text.starts_with("less than 0.1 % of the last"), "{text}");
         assert_eq!(found((0.5, 60), none).0, Severity::Warning);
         assert_eq!(found((1.0, 7200), none).0, Severity::Ok, "it was listed, or ended");
         assert_eq!(found(none, (0.4, 60)).0, Severity::Ok, "clients' own proxies");

@@ -18,7 +18,8 @@ const SEND: Check = Check::new(
 const ERRORS: Check = Check::new(
     "network.udp_errors",
     "Datagrams that the kernel could not queue, of all programs in this network namespace. \
-     skep_udp_socket_drops_total counts those of the tracker: while it runs, they are judged.",
+     skep_udp_socket_drops_total counts those of the tracker: while the tracker runs, its own \
+     losses are judged.",
 );
 const FILTER: Check = Check::new(
     "network.optmem",

@@ -17,7 +17,7 @@ use rustix::fs::statvfs;
 use super::running::{self, OtherTrackerError};
 use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
 use crate::config::Config;
-use crate::server::{self, KEY_VARIABLE, UnavailableAddress};
+use crate::server::{self, AddressTrial, KEY_VARIABLE, UnavailableAddress};
 use crate::snapshot::{CURRENT, PREVIOUS, read_header};
 use crate::sys::clock::{Clock, ClockWatch, Synchronisation, synchronisation};
 use crate::sys::filter::{self, SOURCES_MAX};
@@ -49,6 +49,8 @@ pub struct HostFacts {
     pub cores: Result<usize, String>,
     /// Bytes of memory that this process may use, as for `memory.max_memory = "auto"`.
     pub memory: Result<u64, String>,
+    /// The admin listener at which the running tracker's metrics are requested.
+    pub admin: SocketAddr,
     /// The metrics of the running tracker of these settings, or why there are none.
     pub metrics: Result<String, String>,
     /// Why the skep that responds is not that tracker, if one responds.
@@ -102,10 +104,11 @@ impl HostFacts {
     /// Collects the results on this host for a configuration.
     pub fn gather(config: &Config) -> Self {
         let watch = ClockWatch::start();
-        let trial = server::try_addresses(config);
+        let serving = server::serving_listener(config).map(|it| it.address);
+        let admin = reachable(serving.unwrap_or(config.admin.listen));
         let state = server::state_directory(config);
-        let metrics = metrics(reachable(config.admin.listen));
-        let compared = running::compare(&trial, state.as_deref().ok());
+        let metrics = metrics(admin);
+        let (trial, compared) = compare(config, serving, state.as_deref().ok());
         let other_tracker = compared.err().filter(|_| metrics.is_ok());
         Self {
             io_uring: probe::probe().map_err(|error| Denial::of(&error.to_string())),
@@ -113,6 +116,7 @@ impl HostFacts {
             deny_filter: bind(config).and_then(|it| fill_filter(&it)).map_err(text),
             unbindable: unbindable(config),
             unavailable: trial.unavailable,
+            admin,
             open_files: Resource::NOFILE.get().map(|it| it.1).map_err(text),
             locked_memory: Resource::MEMLOCK.get().map(|it| it.0).map_err(text),
             cores: affinity::usable_cpus().map(|it| it.len()).map_err(text),
@@ -134,11 +138,28 @@ impl HostFacts {
 
 impl HostFacts {
     /// Fetches the tracker's metrics again, if there is one.
-    pub(super) fn renew_metrics(&mut self, config: &Config) {
+    pub(super) fn renew_metrics(&mut self) {
         if self.metrics.is_ok() {
-            self.metrics = metrics(reachable(config.admin.listen));
+            self.metrics = metrics(self.admin);
         }
     }
+}
+
+/// Tries the addresses, and compares the skep that responds with the settings. The tracker of these
+/// settings may have its admin listener elsewhere, as a flag or the kernel has chosen; what a start
+/// would bind is the settings' own.
+fn compare(
+    config: &Config,
+    serving: Option<SocketAddr>,
+    state: Option<&Path>,
+) -> (AddressTrial, Result<(), OtherTrackerError>) {
+    let mut tried = config.clone();
+    tried.admin.listen = serving.unwrap_or(config.admin.listen);
+    let trial = server::try_addresses(&tried);
+    let compared = running::compare(&trial, state);
+    let is_elsewhere = compared.is_err() && tried.admin.listen != config.admin.listen;
+    let trial = if is_elsewhere { server::try_addresses(config) } else { trial };
+    (trial, compared)
 }
 
 impl Denial {

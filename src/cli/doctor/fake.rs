@@ -38,6 +38,7 @@ impl Fake {
             deny_filter: Ok(()),
             unbindable: Vec::new(),
             unavailable: Vec::new(),
+            admin: Config::default().admin.listen,
             open_files: Ok(1 << 20),
             locked_memory: Ok(8 << 20),
             cores: Ok(2),

@@ -170,10 +170,10 @@ fn report_here(options: &Options) -> Result<u8, StartError> {
     let (config, configuration) = (configuration.config, configuration.findings);
     let mut facts = HostFacts::gather(&config);
     // The collection takes its time, so the metrics are read again with the first counters.
-    facts.renew_metrics(&config);
+    facts.renew_metrics();
     let earlier = EarlierCounters::read(&host, facts.metrics.clone().ok());
     sleep(WATCHED);
-    facts.renew_metrics(&config);
+    facts.renew_metrics();
     let report = HostReport { host, earlier, facts, config, configuration, certificate };
     let findings = examine(&report);
     print(&if options.findings.json { report::json(&findings) } else { report::text(&findings) })?;

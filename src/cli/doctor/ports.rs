@@ -58,7 +58,7 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
             PORTS.ok("the tracker that runs has the ports of these settings")
         }
         PortVerdict::Unclear if is_running => PORTS
-            .info(format!("{fact}\nskep responds at {}", report.config.admin.listen))
+            .info(format!("{fact}\nskep responds at {}", report.facts.admin))
             .remedied("if that is not this tracker, run `skep doctor` as root\n$ ss -lnp"),
         PortVerdict::Unclear => PORTS.info(fact).remedied(
             "nothing, if skep.socket holds them for skep\n$ systemctl status skep.socket",

@@ -1,5 +1,5 @@
-//! Which skep responds at `admin.listen`: the tracker of these settings, or another one, by whose
-//! metrics nothing may be judged.
+//! Which skep responds at the admin listener: the tracker of these settings, or another one, by
+//! whose metrics nothing may be judged.
 
 use std::path::{Path, PathBuf};
 

@@ -32,6 +32,16 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
         Some(validity) => {
             vec![certificate(report, validity), files(report), reload(report, validity)]
         }
+        None if report.configuration.iter().any(is_of_listen) => {
+            let faults = report.configuration.iter().filter(|it| is_of_listen(it));
+            let faults: Vec<_> = faults.map(fact).collect();
+            let unknown = format!("unknown: {}", faults.join("\n"));
+            let remedy = "correct tls.listen, then run `skep doctor` again";
+            [CERTIFICATE, FILES, RELOAD]
+                .iter()
+                .map(|check| check.info(unknown.as_str()).remedied(remedy))
+                .collect()
+        }
         None => {
             let unserved = "TLS is not served: tls.listen is empty";
             [CERTIFICATE, FILES, RELOAD].iter().map(|check| check.ok(unserved)).collect()
@@ -45,11 +55,19 @@ pub(super) fn is_fault(finding: &ConfigFinding) -> bool {
     finding.is_fault() && ["tls.certificate", "tls.key"].map(Some).contains(&key)
 }
 
+/// Whether a finding of `skep check` is a fault of `tls.listen`: whether TLS is to be served is
+/// unknown then.
+fn is_of_listen(finding: &ConfigFinding) -> bool {
+    finding.is_fault() && finding.key.as_deref() == Some("tls.listen")
+}
+
+/// A finding of `skep check` without its advice.
+fn fact(finding: &ConfigFinding) -> String {
+    ConfigFinding { allowed: None, meant: None, remedy: None, ..finding.clone() }.to_string()
+}
+
 /// The findings where certificate or key cannot be used, as `skep check` finds.
 fn of_faults(faults: &[&ConfigFinding]) -> Vec<Finding> {
-    let fact = |it: &ConfigFinding| {
-        ConfigFinding { allowed: None, meant: None, remedy: None, ..it.clone() }.to_string()
-    };
     let facts: Vec<_> = faults.iter().map(|it| fact(it)).collect();
     let mut remedies: Vec<_> = faults.iter().filter_map(|it| it.advice()).collect();
     remedies.dedup();
@@ -89,7 +107,7 @@ fn files(report: &HostReport) -> Finding {
 }
 
 fn reload(report: &HostReport, validity: Validity) -> Finding {
-    let admin = report.config.admin.listen;
+    let admin = report.facts.admin;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
         Err(error) => return without_tracker(&RELOAD, admin, error),
@@ -158,6 +176,10 @@ mod tests {
     fn a_certificate_is_judged_as_check_judges_it() {
         let judge = |days, found| found_of(days, found, Err("refused"), "tls.certificate");
         assert_eq!(judge(None, Vec::new()).0, Severity::Ok);
+        let fault = ConfigFinding::fault("\"x\" is not an address").about("tls.listen");
+        let (severity, text) = judge(None, vec![fault]);
+        assert_eq!(severity, Severity::Info, "it is unknown whether TLS is to be served");
+        assert!(text.starts_with("unknown: tls.listen: \"x\" is not an address\n"), "{text}");
         let (severity, text) = judge(Some(60), Vec::new());
         assert!(severity == Severity::Ok && text.starts_with("valid until 2027-03-"), "{text}");
         let expires = warning("/a ends soon; remedy: renew", ConfigTopic::CertificateExpires);

@@ -137,7 +137,9 @@ fn name(text: &str) -> Result<String, &'static str> {
         && !text.chars().any(char::is_control);
     match is_sound {
         true => Ok(text.to_owned()),
-        false => Err("allowed: 1 to 100 bytes, a text without control characters, not all blanks"),
+        false => {
+            Err("allowed: a text of 1 to 100 bytes without control characters, and not only spaces")
+        }
     }
 }
 

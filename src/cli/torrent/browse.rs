@@ -71,7 +71,7 @@ pub(in crate::cli) struct ListTorrentsOptions {
 
 /// Parses a number of entries.
 fn positive(text: &str) -> Result<usize, &'static str> {
-    text.parse().ok().filter(|number| *number > 0).ok_or("allowed: a whole number from 1 on")
+    text.parse().ok().filter(|number| *number > 0).ok_or("allowed: a whole number, 1 or more")
 }
 
 /// Arguments of `show`.
@@ -131,7 +131,7 @@ pub(super) fn list(options: &ListTorrentsOptions) -> Result<ExitCode, CommandErr
     };
     list.print(&mut client, options.json).map_err(|error| match error {
         // Of a tracker that registers nothing, most likely the swarms are wanted.
-        CommandError::Admin(AdminError::Failed(message)) if !options.swarms => {
+        CommandError::Admin(AdminError::WrongMode(message)) if !options.swarms => {
             CommandError::Failed(format!("{message}; --swarms lists announced torrents"))
         }
         other => other,
