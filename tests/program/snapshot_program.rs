@@ -279,7 +279,7 @@ fn snapshots_that_were_asked_for_by_name_must_be_possible() {
     let mut refused = command();
     refused.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).envs(nowhere);
     let output = refused.output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let said = texts(&output).1;
     assert!(said.contains("snapshot.mode") && said.contains("server.state_dir"), "{said}");
     // Otherwise it is said once, and it serves.
@@ -292,7 +292,7 @@ fn snapshots_that_were_asked_for_by_name_must_be_possible() {
     let warnings = log.lines().filter(|it| it.contains("WARN") && !it.contains("cores=")).count();
     assert_eq!((told, warnings), (1, 1), "{log}");
     let metrics = skep.metrics();
-    assert_eq!(metrics.value("skep_restore_outcome{outcome=\"off\"}"), 1.0);
+    assert_eq!(metrics.value("skep_restore_outcome{outcome=\"unusable\"}"), 1.0);
 
     let state = tempfile::tempdir().unwrap();
     let mut skep = start(state.path(), &[("SKEP__SNAPSHOT__MODE", "off")]);
