@@ -16,8 +16,8 @@ Examples:
   skep check --json | jq '.[] | select(.severity == \"fault\")'
 
 Checked are the settings, and what they name: access lists, certificate and key, key file, user,
-Unix sockets, and the state directory where something has to be kept there. Nothing is bound or
-created. `skep doctor` does the same, and tries the ports.
+Unix sockets, and the state directory with each file in it that a start opens, as server.user would
+open it. Nothing is bound or created. `skep doctor` does the same, and tries the ports.
 
   fault     skep does not start with it
   warning   skep starts, but it is probably a mistake

@@ -28,6 +28,8 @@ pub enum ConfigTopic {
     CertificateExpires,
     /// Files of a certificate that cannot be read again after the start.
     CertificateRenewal,
+    /// The state directory, or a file in it.
+    StateDirectory,
 }
 
 /// Where a value comes from.

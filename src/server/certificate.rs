@@ -68,6 +68,13 @@ impl Files {
         Ok(Certificate { config, validity })
     }
 
+    /// What is wrong with the certificate or its key alone: which of them is to be read.
+    pub(super) fn faults_of(&self, [certificate, key]: [bool; 2]) -> Vec<ConfigFinding> {
+        let certificate = certificate.then(|| self.read_chain().err()).flatten();
+        let key = key.then(|| self.read_key().err()).flatten();
+        certificate.into_iter().chain(key).flat_map(|it| it.faults).collect()
+    }
+
     fn read_chain(&self) -> Result<(Vec<CertificateDer<'static>>, Validity), ConfigError> {
         let refused = |error: &PemError| unreadable("certificate", &self.certificate, error);
         let pem = regular_file::read(&self.certificate);

@@ -3,11 +3,14 @@
 //! it, and `skep doctor` begins with it. A start logs its warnings; one that fails prints its
 //! faults, so that all of them are known after one run.
 
+mod state_files;
+
 use std::path::Path;
 
 use crate::access_store::AccessManager;
 use crate::config::{
-    AccessMode, ConfigError, ConfigFinding, ConfigPlace, ConfigReport, SettingsSource, SnapshotMode,
+    AccessMode, ConfigError, ConfigFinding, ConfigPlace, ConfigReport, ConfigTopic, SettingsSource,
+    SnapshotMode,
 };
 use crate::server::sockets::listeners;
 use crate::server::state_directory;
@@ -44,12 +47,18 @@ pub(super) fn warnings(report: &ConfigReport) -> Vec<ConfigFinding> {
 }
 
 /// The error of a start that failed, or, if the settings and what they name have faults, all of
-/// those. The exit code stays the same.
+/// those. The exit code stays the same, except that a fault of the state directory counts as
+/// configuration: another start does not correct it either.
 pub(super) fn with_all_faults(error: StartError, mut report: ConfigReport) -> StartError {
     judge_what_is_named(&mut report);
     match (error, report.into_config()) {
         (error, Ok(_)) => error,
         (StartError::Config(_), Err(faults)) => StartError::Config(faults),
+        (_, Err(error))
+            if error.faults.iter().any(|it| it.topic == ConfigTopic::StateDirectory) =>
+        {
+            StartError::Config(error)
+        }
         (StartError::Failed(_) | StartError::Host(_), Err(faults)) => StartError::Host(faults),
     }
 }
@@ -127,13 +136,18 @@ fn lists(report: &mut ConfigReport) {
 
 /// The certificate and its key, now and at a renewal. Returns when the certificate is valid.
 fn certificate(report: &mut ConfigReport, user: Option<&UnixUser>) -> Option<Validity> {
-    let settings = ["tls.listen", "tls.certificate", "tls.key"];
-    let tls = &report.config.tls;
-    let is_named = !tls.certificate.is_empty() && !tls.key.is_empty();
-    if !is_named || settings.iter().any(|it| report.is_faulty(it)) {
+    if report.is_faulty("tls.listen") {
         return None;
     }
     let files = options::tls(&report.config)?;
+    let is_usable = |name, path: &Path| !report.is_faulty(name) && !path.as_os_str().is_empty();
+    let usable =
+        [is_usable("tls.certificate", &files.certificate), is_usable("tls.key", &files.key)];
+    if usable != [true; 2] {
+        // The other one has a fault already.
+        files.faults_of(usable).into_iter().for_each(|it| report.add(it));
+        return None;
+    }
     let (findings, validity) = match files.read() {
         Err(ConfigError { faults }) => (faults, None),
         Ok(certificate) => {
@@ -183,7 +197,8 @@ fn creatable(path: &Path, user: Option<&UnixUser>) -> Result<(), String> {
     })
 }
 
-/// The state directory, if something needs it that a start does not do without.
+/// The state directory and the files in it. If nothing needs them that a start does not do without,
+/// what is wrong with the directory is a warning.
 fn state_home(report: &mut ConfigReport, user: Option<&UnixUser>) {
     let config = &report.config;
     let need = if config.access.mode != AccessMode::Open {
@@ -193,34 +208,43 @@ fn state_home(report: &mut ConfigReport, user: Option<&UnixUser>) {
     } else {
         None
     };
-    let Some((setting, why)) = need else { return };
     let is_configured = !config.server.state_dir.is_empty();
-    let key = if is_configured { "server.state_dir" } else { setting };
-    let problem = match options::state_path(config) {
-        Some(path) => match usable_by(&path, user) {
-            Ok(()) => return database(report, &path, key),
-            Err(problem) => {
-                format!("the state directory {} cannot be written: {problem}", path.display())
-            }
-        },
-        None => state_directory::StateDirectoryError::NotNamed.to_string(),
+    let key = if is_configured { Some("server.state_dir") } else { need.map(|(key, _)| key) };
+    let path = options::state_path(config);
+    let problem = match &path {
+        Some(path) => usable_by(path, user).err().map(|problem| {
+            format!("the state directory {} cannot be written: {problem}", path.display())
+        }),
+        // Without a need, that none is named is not a mistake.
+        None => need.map(|_| state_directory::StateDirectoryError::NotNamed.to_string()),
     };
-    report.add(
-        ConfigFinding::fault(format!(
-            "{problem}, and {why}; remedy: set server.state_dir to a directory that skep's user \
-             may write"
-        ))
-        .about(key),
-    );
+    let is_usable = problem.is_none();
+    if let Some(problem) = problem {
+        let remedy = "set server.state_dir to a directory that skep's user may write";
+        let finding = match need {
+            Some((_, why)) => ConfigFinding::fault(format!("{problem}, and {why}")),
+            None => ConfigFinding::warning(format!(
+                "{problem}, so swarms and connection ids may not survive a restart"
+            )),
+        };
+        let finding = ConfigFinding { remedy: Some(remedy.into()), ..finding };
+        add_about(report, key, finding.on(ConfigTopic::StateDirectory));
+    }
+    let Some(path) = path else { return };
+    state_files::judge(report, &path, user, key);
+    if let Some((setting, _)) = need.filter(|_| is_usable)
+        && report.config.access.mode != AccessMode::Open
+    {
+        state_files::database(report, &path, user, key.unwrap_or(setting));
+    }
 }
 
-/// The database of registered torrents and passkeys, if there has to be one.
-fn database(report: &mut ConfigReport, state: &Path, key: &str) {
-    if report.config.access.mode != AccessMode::Open
-        && let Err(error) = AccessManager::check_database(state)
-    {
-        report.add(ConfigFinding::fault(error.to_string()).about(key));
-    }
+/// Adds a finding about a setting, if it concerns one.
+fn add_about(report: &mut ConfigReport, key: Option<&str>, finding: ConfigFinding) {
+    report.add(match key {
+        Some(key) => finding.about(key),
+        None => finding,
+    });
 }
 
 /// Whether this process, or the user that it changes to, can write to a directory or create it.
@@ -276,6 +300,21 @@ mod tests {
             assert!(found.iter().any(|it| is_it(&it)), "{place}{said} is not in {found:#?}");
         }
         assert_eq!(found.len(), 8, "{found:#?}");
+    }
+
+    #[test]
+    fn a_certificate_that_is_absent_is_named_besides_a_key_that_is_not_set() {
+        let tls = "[tls]\nlisten = [\"127.0.0.1:0\"]\n";
+        for (set, place, unset) in [
+            ("certificate", "skep.toml:3:1: tls.certificate: cannot read /nope", "tls.key: "),
+            ("key", "skep.toml:3:1: tls.key: cannot read /nope", "tls.certificate: "),
+        ] {
+            let found = faults(&format!("{tls}{set} = \"/nope\"\n"));
+            assert_eq!(found.len(), 2, "{found:#?}");
+            assert!(found.iter().any(|it| it.starts_with(place)), "{found:#?}");
+            let is_unset = |it: &String| it.contains(unset) && it.contains("is empty");
+            assert!(found.iter().any(is_unset), "{found:#?}");
+        }
     }
 
     #[test]

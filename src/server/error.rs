@@ -12,7 +12,7 @@ use crate::sys::holder::{AddressHolder, BoundTransport, holder, holder_at};
 /// A start that failed. Its text is for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The configuration is invalid.
+    /// The configuration is invalid, or the state directory that it names cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The settings are valid, but the host lacks what they name.

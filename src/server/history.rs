@@ -16,7 +16,7 @@ use crate::server::log::OPERATOR;
 use crate::snapshot::{Disk, OsDisk};
 
 /// The file's name in the state directory.
-const FILE: &str = "stats.history";
+pub(super) const FILE: &str = "stats.history";
 
 /// The file while it is being written.
 const UNFINISHED: &str = "stats.history.new";

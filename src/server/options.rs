@@ -259,6 +259,7 @@ pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapsh
             state_directory::tracker_id(&state_options(config))
         }
     };
+    let is_named = !matches!(kept, Err(StateDirectoryError::NotNamed));
     let kept = kept.map_err(|error| error.to_string()).and_then(|(directory, tracker)| {
         Snapshots::kept_in(directory, tracker).map_err(|error| error.to_string())
     });
@@ -277,7 +278,8 @@ pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapsh
                     "snapshots disabled, swarms are empty after a restart"
                 );
             }
-            Ok(Snapshots::off())
+            // That no directory is named is a choice, as `snapshot.mode = "off"` is.
+            Ok(if is_named { Snapshots::unusable() } else { Snapshots::off() })
         }
     }
 }

@@ -28,10 +28,10 @@ use crate::snapshot::TrackerId;
 pub(crate) const KEY_VARIABLE: &str = "SKEP_CONNECTION_ID_KEY";
 
 /// The file with the tracker's identity, which its snapshots contain.
-const IDENTITY_FILE: &str = "tracker.id";
+pub(super) const IDENTITY_FILE: &str = "tracker.id";
 
 /// The file of the key.
-const KEY_FILE: &str = "connection_id.key";
+pub(super) const KEY_FILE: &str = "connection_id.key";
 
 /// The file of the API's token.
 pub(super) const TOKEN_FILE: &str = "admin.token";
@@ -255,12 +255,40 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<LoadedKeys, KeyErr
 pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, TrackerId), StateDirectoryError> {
     let directory = directory(options)?;
     let path = create(&directory.join(IDENTITY_FILE))?;
-    let (text, _) = match read_file(&path, Links::Refused) {
+    Ok((directory, identity_in(&path)?))
+}
+
+fn identity_in(path: &Path) -> Result<TrackerId, StateDirectoryError> {
+    let (text, _) = match read_file(path, Links::Refused) {
         Ok(found) => found,
-        Err(error) => return Err(StateDirectoryError::Read { path, error }),
+        Err(error) => return Err(StateDirectoryError::Read { path: path.to_owned(), error }),
     };
     let identity = key(text.trim()).and_then(|key| key.first_chunk().copied());
-    identity.map(|it| (directory, it)).ok_or(StateDirectoryError::MalformedIdentity(path))
+    identity.ok_or_else(|| StateDirectoryError::MalformedIdentity(path.to_owned()))
+}
+
+/// Checks an existing [`KEY_FILE`] as [`connection_id_keys`] does.
+///
+/// # Errors
+/// The text of the error.
+pub(super) fn check_key(path: &Path) -> Result<(), String> {
+    read(path, Links::Refused).map(drop).map_err(|error| error.to_string())
+}
+
+/// Checks an existing [`IDENTITY_FILE`] as [`tracker_id`] does.
+///
+/// # Errors
+/// The text of the error.
+pub(super) fn check_identity(path: &Path) -> Result<(), String> {
+    identity_in(path).map(drop).map_err(|error| error.to_string())
+}
+
+/// Checks an existing [`TOKEN_FILE`] as [`admin_token`] does.
+///
+/// # Errors
+/// The text of the error.
+pub(super) fn check_token(path: &Path) -> Result<(), String> {
+    token_in(path).map(drop).map_err(|error| error.to_string())
 }
 
 /// The API's token if the settings have none: created once, and kept in the state directory; or why
@@ -408,7 +436,7 @@ enum Links {
 }
 
 /// Why a file in the state directory cannot be read, in words.
-fn why(error: &io::Error) -> String {
+pub(super) fn why(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ELOOP) => "it is a link, which is not followed in the state directory".into(),
         _ => error.to_string(),

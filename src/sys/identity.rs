@@ -79,6 +79,16 @@ impl UnixUser {
         }
     }
 
+    /// The user that this process acts as; `None` if the user database cannot be read.
+    pub fn of_process() -> Option<Self> {
+        Self::find(&geteuid().to_string()).ok()
+    }
+
+    /// The user's name, or its number if it has none.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The user's number.
     pub fn user(&self) -> u32 {
         self.uid.as_raw()

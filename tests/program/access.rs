@@ -239,7 +239,7 @@ fn a_damaged_database_never_opens_the_tracker() {
     let nowhere = state.path().join("access.redb/state");
     let output = refused(&nowhere, &[("SKEP__ACCESS__MODE", "registered")]);
     let (_, said) = texts(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("server.state_dir"), "{said}");
 }
 

@@ -23,6 +23,7 @@ mod restart;
 mod rights;
 mod service_manager;
 mod snapshot_program;
+mod state_files;
 mod subcommands;
 #[path = "../support/mod.rs"]
 mod support;

@@ -292,7 +292,7 @@ fn snapshots_that_were_asked_for_by_name_must_be_possible() {
     let warnings = log.lines().filter(|it| it.contains("WARN") && !it.contains("cores=")).count();
     assert_eq!((told, warnings), (1, 1), "{log}");
     let metrics = skep.metrics();
-    assert_eq!(metrics.value("skep_restore_outcome{outcome=\"off\"}"), 1.0);
+    assert_eq!(metrics.value("skep_restore_outcome{outcome=\"unusable\"}"), 1.0);
 
     let state = tempfile::tempdir().unwrap();
     let mut skep = start(state.path(), &[("SKEP__SNAPSHOT__MODE", "off")]);

@@ -301,6 +301,14 @@ fn of_state(sample: &Sample) -> Vec<StatusWarning> {
     let lost = labelled(sample, "skep_restore_outcome", ("outcome", "lost")) > 0.0;
     let message = || "the start found no usable snapshot: swarms began empty".to_owned();
     warn(&mut found, lost, "snapshot_lost", message, log);
+    let unusable = labelled(sample, "skep_restore_outcome", ("outcome", "unusable")) > 0.0;
+    let message = || {
+        "no snapshots are kept: the state directory cannot be used, and swarms are empty after a \
+         restart"
+            .to_owned()
+    };
+    let remedy = "see the log for the cause, correct what `skep check` finds, and restart";
+    warn(&mut found, unusable, "snapshots_unusable", message, remedy);
     for (id, name, what, remedy) in [
         ("snapshot_errors", "skep_snapshot_errors_total", "failed snapshot", log),
         (
@@ -368,6 +376,10 @@ mod tests {
                 "memory_full",
             ),
             (vec![flow("skep_restore_outcome", ("outcome", "lost"), total(1.0))], "snapshot_lost"),
+            (
+                vec![flow("skep_restore_outcome", ("outcome", "unusable"), total(1.0))],
+                "snapshots_unusable",
+            ),
             (vec![flow("skep_snapshot_errors_total", none, total(1.0))], "snapshot_errors"),
             (
                 vec![flow("skep_access_reload_failures_total", none, total(2.0))],

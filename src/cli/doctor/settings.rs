@@ -12,11 +12,15 @@ const DOUBTS: Check =
     Check::new("config.doubts", "These settings are allowed, but probably not what was meant.");
 
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
-    // The group `tls` has those of the certificate that is served.
-    let is_of_tls = |it: &&ConfigFinding| tls::is_fault(it) || it.topic != ConfigTopic::Setting;
+    // The group `tls` has those of the certificate that is served, the group `state` warnings of
+    // the state directory.
+    let is_elsewhere = |it: &&ConfigFinding| match it.topic {
+        ConfigTopic::StateDirectory => !it.is_fault(),
+        topic => tls::is_fault(it) || topic != ConfigTopic::Setting,
+    };
     let has_tls_fault = report.configuration.iter().any(tls::is_fault);
     let (faults, doubts): (Vec<_>, Vec<_>) =
-        report.configuration.iter().filter(|it| !is_of_tls(it)).partition(|it| it.is_fault());
+        report.configuration.iter().filter(|it| !is_elsewhere(it)).partition(|it| it.is_fault());
     let mut findings = vec![match faults.as_slice() {
         [] if has_tls_fault => VALID.ok("all can be used but what tls.certificate names"),
         [] => VALID.ok("settings and the files that they name can be used"),

@@ -3,7 +3,7 @@
 use super::facts::StateHome;
 use super::finding::{Check, Finding};
 use super::{HostReport, size};
-use crate::config::AccessMode;
+use crate::config::{AccessMode, ConfigFinding, ConfigTopic};
 
 const DIRECTORY: Check = Check::new(
     "state.directory",
@@ -34,8 +34,32 @@ const FILES_MIN: u64 = 100;
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
     let is_needed = report.config.access.mode != AccessMode::Open;
     match &report.facts.state {
-        Ok(home) => vec![directory(home, is_needed), permissions(home), space(home)],
+        Ok(home) => {
+            let directory = of_check(report).unwrap_or_else(|| directory(home, is_needed));
+            vec![directory, permissions(home), space(home)]
+        }
         Err(reason) => vec![missing(format!("there is none: {reason}"), is_needed)],
+    }
+}
+
+/// What `skep check` finds in the state directory, in one finding; `None` if that is nothing.
+fn of_check(report: &HostReport) -> Option<Finding> {
+    let is_it = |it: &&ConfigFinding| it.topic == ConfigTopic::StateDirectory;
+    let found: Vec<_> = report.configuration.iter().filter(is_it).collect();
+    let facts: Vec<_> = found.iter().map(|it| it.message.as_str()).collect();
+    let as_command = |remedy: String| match remedy.split(' ').next() {
+        Some("chown" | "chmod") => format!("$ {remedy}"),
+        _ => remedy,
+    };
+    let mut remedies: Vec<_> =
+        found.iter().filter_map(|it| it.remedy.clone()).map(as_command).collect();
+    remedies.sort();
+    remedies.dedup();
+    let (fact, remedy) = (facts.join("\n"), remedies.join("\n"));
+    match found.iter().any(|it| it.is_fault()) {
+        _ if found.is_empty() => None,
+        true => Some(DIRECTORY.problem(fact, remedy)),
+        false => Some(DIRECTORY.warning(fact, remedy)),
     }
 }
 
@@ -121,6 +145,25 @@ mod tests {
         assert!(severity == Severity::Warning && text.contains("HOME is not set"), "{text}");
         let new = StateHome { mode: None, ..home() };
         assert_eq!(judge(Ok(new), "", id).0, Severity::Ok);
+    }
+
+    #[test]
+    fn what_check_finds_in_the_state_directory_is_one_finding_with_each_remedy_once() {
+        let mut fake = Fake::new();
+        let unread = |name: &str| {
+            let text = format!("cannot read /s/{name}; remedy: chown -R skep /s");
+            ConfigFinding::warning(text).on(ConfigTopic::StateDirectory)
+        };
+        fake.report.configuration = ["tracker.id", "stats.history"].map(unread).into();
+        let id = "state.directory";
+        let (severity, text) = found(&examine(&fake.report), id);
+        assert_eq!(severity, Severity::Warning);
+        let all = "cannot read /s/tracker.id\ncannot read /s/stats.history\n$ chown -R skep /s";
+        assert_eq!(text, all);
+        let fault = ConfigFinding::fault("cannot read /s/key; remedy: remove it");
+        fake.report.configuration.push(fault.on(ConfigTopic::StateDirectory));
+        let (severity, text) = found(&examine(&fake.report), id);
+        assert!(severity == Severity::Problem && text.contains("remove it"), "{text}");
     }
 
     #[test]

@@ -258,9 +258,10 @@ series! {
         /// were.
         counter skep_snapshot_errors_total{reason in SaveStep} =
             |from, step| snapshots(from, |figures| &figures.errors[step as usize]);
-        /// 1 for the outcome of the restore at start: off, waiting (for another process that keeps
-        /// snapshots there), running, restored, empty (there was no snapshot), lost (there was no
-        /// usable one), broken_off.
+        /// 1 for the outcome of the restore at start: off, unusable (the state directory cannot be
+        /// used, so no snapshots are kept), waiting (for another process that keeps snapshots
+        /// there), running, restored, empty (there was no snapshot), lost (there was no usable
+        /// one), broken_off.
         gauge skep_restore_outcome{outcome in RestoreOutcome} =
             |from, outcome| u64::from(from.context.snapshots.figures.outcome() == outcome);
         /// Time that the restore took.

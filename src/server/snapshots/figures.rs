@@ -11,8 +11,10 @@ use crate::store::RestoreCounts;
 /// The outcome of the restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub(crate) enum RestoreOutcome {
-    /// No snapshots are kept.
+    /// No snapshots are to be kept.
     Off,
+    /// No snapshots are kept although the settings have them: the state directory cannot be used.
+    Unusable,
     /// Another process still has the state directory.
     Waiting,
     /// The restore is under way.
@@ -35,6 +37,7 @@ impl RestoreOutcome {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Off => "off",
+            Self::Unusable => "unusable",
             Self::Waiting => "waiting",
             Self::Running => "running",
             Self::Restored => "restored",

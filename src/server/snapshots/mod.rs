@@ -77,9 +77,16 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// No snapshots are kept.
+    /// No snapshots are to be kept.
     pub(crate) fn off() -> Self {
         Self::default()
+    }
+
+    /// No snapshots are kept, because the state directory cannot be used.
+    pub(crate) fn unusable() -> Self {
+        let snapshots = Self::default();
+        snapshots.figures.set_outcome(RestoreOutcome::Unusable);
+        snapshots
     }
 
     /// Keeps snapshots in this directory, which is tested.

@@ -102,7 +102,7 @@ impl SnapshotThread {
                         target: OPERATOR,
                         %path, %error, remedy, "snapshots disabled: lock failed"
                     );
-                    self.snapshots.figures.set_outcome(RestoreOutcome::Off);
+                    self.snapshots.figures.set_outcome(RestoreOutcome::Unusable);
                     return None;
                 }
             }
