@@ -302,7 +302,7 @@ fn a_state_directory_that_cannot_be_entered_costs_what_is_kept_there_and_nothing
         }
         let output = command(&[("SKEP__SNAPSHOT__MODE", "on")]).output().unwrap();
         let (_, stderr) = texts(&output);
-        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
         let last = stderr.lines().last().unwrap();
         assert!(last.contains(&directory.display().to_string()), "{stderr}");
         assert!(last.contains("remedy: set server.state_dir to a directory"), "{stderr}");
