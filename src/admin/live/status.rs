@@ -395,10 +395,7 @@ mod tests {
             ),
             (vec![flow("skep_restore_outcome", ("outcome", "lost"), total(1.0))], "snapshot_lost"),
             (vec![flow("skep_snapshot_errors_total", none, total(1.0))], "snapshot_errors"),
-            (
-                vec![flow("skep_access_reload_failing", none, total(2.0))],
-                "access_reload_failures",
-            ),
+            (vec![flow("skep_access_reload_failing", none, total(2.0))], "access_reload_failures"),
             (vec![flow("skep_reload_failing", none, total(1.0))], "reload_failing"),
             (vec![flow("skep_settings_awaiting_restart", none, total(2.0))], "restart_needed"),
             (vec![flow("skep_log_lines_lost_total", none, total(1.0))], "log_lines_lost"),
