@@ -130,6 +130,8 @@ pub struct AccessManager {
     /// `Some` if torrents have to be registered.
     database: Option<Database>,
     reload_failures: AtomicU64,
+    /// A bit for each list whose latest reload failed.
+    failing: AtomicU64,
 }
 
 struct ListFiles {
@@ -156,8 +158,9 @@ impl AccessManager {
         let access = Arc::new(Access::new(options.mode, lists));
         access.registry().set_similar_digits_max(options.similar_digits_max);
         let database = options.mode.needs_registration().then(|| open_database(options));
-        let (home, reload_failures) = (Mutex::new(home), AtomicU64::new(0));
-        let manager = Self { access, home, database: database.transpose()?, reload_failures };
+        let (reload_failures, failing) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (home, database) = (Mutex::new(home), database.transpose()?);
+        let manager = Self { access, home, database, reload_failures, failing };
         manager.load_database()?;
         Ok(manager)
     }
@@ -208,6 +211,12 @@ impl AccessManager {
         self.reload_failures.load(Ordering::Relaxed)
     }
 
+    /// The lists whose latest reload failed, so that the ones before it are in force.
+    pub fn failing_lists(&self) -> Vec<ListName> {
+        let failing = self.failing.load(Ordering::Relaxed);
+        ListName::ALL.into_iter().filter(|it| failing & bit(*it) != 0).collect()
+    }
+
     /// The file of a list; `None`: there is no place for one.
     pub fn path(&self, name: ListName) -> Option<PathBuf> {
         self.list_files().file(name).ok().map(|it| it.path.clone())
@@ -227,6 +236,7 @@ impl AccessManager {
         let home = self.list_files();
         let (mut changes, mut errors) = (Vec::new(), Vec::new());
         for name in ListName::ALL {
+            self.failing.fetch_and(!bit(name), Ordering::Relaxed);
             let Ok(file) = home.file(name) else { continue };
             match file.load(name) {
                 Ok(list) => changes.push(self.put(name, list, file.configured, who, None)),
@@ -237,6 +247,7 @@ impl AccessManager {
                         "list not reloaded, the previous one stays"
                     );
                     self.reload_failures.fetch_add(1, Ordering::Relaxed);
+                    self.failing.fetch_or(bit(name), Ordering::Relaxed);
                     errors.push(AccessError::List(text));
                 }
             }
@@ -271,6 +282,8 @@ impl AccessManager {
         let change = Change { name, added, removed, entries: list.len() };
         let lists = Lists::clone(&before).with(name, Arc::new(list), configured);
         self.access.set_lists(lists);
+        // An edit reads the file as well.
+        self.failing.fetch_and(!bit(name), Ordering::Relaxed);
         if added + removed > 0 || edit.is_some_and(|it| !it.add.is_empty()) {
             let (list, entries) = (name.label(), change.entries);
             let values = edit.map(edited_values).unwrap_or_default();
@@ -291,6 +304,11 @@ impl ListFiles {
     fn file(&self, name: ListName) -> Result<&ListFile, AccessError> {
         self.files[name as usize].as_ref().map_err(|it| AccessError::NoState(it.clone()))
     }
+}
+
+/// The bit of a list in a set of lists.
+fn bit(name: ListName) -> u64 {
+    1 << (name as u32)
 }
 
 fn open_database(options: &Options) -> Result<Database, AccessError> {

@@ -104,8 +104,8 @@ fn check(server: &Server) -> Result<(), String> {
     let response = response.map_err(|error| match error.error {
         AdminRequestError::NotHttp => stranger(),
         AdminRequestError::Connection(error) => format!(
-            "no skep responds at {authority}: {error}; remedy: start it, or name its admin \
-             listener with --admin"
+            "no skep responds at {authority}: {error}; remedy: start it, or name its settings file \
+             with --config FILE or its admin listener with --admin"
         ),
     })?;
     let reason = response.body().trim_ascii().escape_ascii().to_string();

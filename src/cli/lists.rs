@@ -35,8 +35,10 @@ Examples:
   skep allow torrents list
   skep allow clients remove -- -qB           -- comes before a value with a dash
 
-While an allow list has an entry, or a setting names its file, what is not on it is refused. A
-change is in force at once, and written to the list's file.";
+While an allow list has an entry, or a setting names its file, what is not on it is refused: from
+the first entry on, only what is in the list is served. With the last removal nothing is restricted
+by the list any more, or where a setting names its file, nothing is served. A change is in force at
+once, and written to the list's file.";
 
 /// Values in one request: with reasons they fit into a body of 2 MB.
 const VALUES_MAX: usize = 1000;
@@ -89,7 +91,7 @@ pub(super) enum DenyAction {
 /// What to do with an allow list.
 #[derive(Debug, Subcommand)]
 pub(super) enum AllowAction {
-    /// Serve values
+    /// Serve values; what is not on the list is refused from then on
     #[command(after_help = admin::help(ALLOW_EXAMPLES, "nothing is changed"))]
     Add(AddValuesOptions),
     /// Take values off the list
@@ -254,6 +256,12 @@ fn add(name: ListName, options: &AddValuesOptions) -> Result<ExitCode, CommandEr
     };
     let mut output = ChangeOutput::default();
     output.print(&line);
+    if name.allows() && added > 0 && added == entries {
+        let label = name.label();
+        super::complain(&format!(
+            "note: {label} was empty; from now on only what is in the list is served"
+        ));
+    }
     output.end(Ok(ExitCode::SUCCESS))
 }
 
@@ -277,7 +285,7 @@ fn remove_all(
     output: &mut ChangeOutput,
 ) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
-    let mut are_removed = true;
+    let (mut are_removed, mut is_emptied) = (true, false);
     for NamedValue { text, values, is_file } in values {
         // In JSON each hash of a torrent has a line, and so its own request.
         let count = if options.json { 1 } else { values.len().max(1) };
@@ -286,6 +294,7 @@ fn remove_all(
             let change = edit(&mut client, name, &json!({ "remove": values }))?;
             let is_removed = change["removed"].as_u64().is_some_and(|it| it > 0);
             is_one_removed |= is_removed;
+            is_emptied |= is_removed && change["entries"] == 0;
             let line = match (options.json, is_removed) {
                 (true, _) => {
                     let status = if is_removed { "removed" } else { "not_listed" };
@@ -302,7 +311,23 @@ fn remove_all(
         }
         are_removed &= is_one_removed;
     }
+    if name.allows() && is_emptied {
+        super::complain(&emptied(&mut client, name)?);
+    }
     Ok(ExitCode::from(u8::from(!are_removed)))
+}
+
+/// What an allow list without an entry means from now on.
+fn emptied(client: &mut AdminClient, name: ListName) -> Result<String, CommandError> {
+    let access = client.get("/api/v1/access")?;
+    let mut lists = access["lists"].as_array().into_iter().flatten();
+    let is_in_force = lists.any(|it| it["list"] == name.label() && it["in_force"] == true);
+    let label = name.label();
+    Ok(if is_in_force {
+        format!("note: {label} is empty, and a setting names its file: nothing is served any more")
+    } else {
+        format!("note: {label} is empty: nothing is restricted by it any more")
+    })
 }
 
 /// Prints a list.

@@ -14,7 +14,9 @@ skep runs without configuration. Settings come from a TOML file (`--config FILE`
 overrides the file, and flags override both. A file needs only what differs from the defaults below.
 `skep config` prints them all as such a file, and `skep check --config FILE` validates such a file
 without starting: a key that does not exist, or a value that is not allowed, is refused with line
-and column. In a variable, the items of a list are separated by commas.
+and column. In a variable, the items of a list are separated by commas. A relative path, also one in
+a file, is relative to the working directory of the process (`/` under systemd): `skep check` warns
+of those of lists, certificates and keys, and names the absolute path.
 
 *Reload* means that SIGHUP (`systemctl reload skep`) applies a new value while clients are served.
 *Restart* means that the setting changes only at the next start; a reload logs

@@ -355,8 +355,43 @@ impl ConfigReport {
         for warning in self.config.warnings(&self.faulty) {
             self.add(warning);
         }
+        self.warn_of_relative_paths();
+    }
+
+    /// Warns of paths in a file that depend on where skep is started. Those of a variable or a
+    /// flag are relative to the shell's directory by custom.
+    fn warn_of_relative_paths(&mut self) {
+        for name in PATHS {
+            let is_in_file = matches!(self.places.get(name), Some(ConfigPlace::File { .. }));
+            let path = self.value_of(name).filter(|it| is_in_file && !it.is_empty());
+            let Some(path) = path.map(PathBuf::from).filter(|it| it.is_relative()) else {
+                continue;
+            };
+            let meant = match std::path::absolute(&path) {
+                Ok(path) => format!("{path:?}"),
+                Err(_) => "an absolute path".into(),
+            };
+            self.add(ConfigFinding::warning(format!(
+                "is relative to the working directory, not to this file: here it means {meant}; \
+                 remedy: write the absolute path"
+            )).about(name));
+        }
     }
 }
+
+/// Settings that are paths of files to read.
+const PATHS: [&str; 10] = [
+    "udp.key_file",
+    "tls.certificate",
+    "tls.key",
+    "access.torrents_allow",
+    "access.torrents_deny",
+    "access.networks_allow",
+    "access.networks_deny",
+    "access.clients_allow",
+    "access.clients_deny",
+    "access.ports_deny",
+];
 
 /// Whether the value of a setting must not be shown.
 fn is_secret(name: &str) -> bool {

@@ -94,6 +94,14 @@ pub(super) fn serving(directory: &Path) -> Option<ServingListener> {
     Some(ServingListener { address, owner: metadata.uid() })
 }
 
+/// The file in a state directory, if this user may not read it or its directory.
+pub(super) fn unreadable(directory: &Path) -> Option<PathBuf> {
+    let path = directory.join(FILE);
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+    let is_denied = opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+    is_denied.then_some(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

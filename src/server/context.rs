@@ -9,6 +9,7 @@ use crate::frontend::http::FullScrapeLimits;
 use crate::frontend::stats::Pages;
 use crate::frontend::unlisted_proxies::UnlistedProxies;
 use crate::limiter::{self, Limiter};
+use crate::server::control::reload::ReloadFigures;
 use crate::server::history::HistoryFile;
 use crate::server::live_options::LiveOptions;
 use crate::server::memory::MemoryMonitor;
@@ -36,6 +37,7 @@ pub(super) struct AppContext {
     pub(super) full_scrapes: Arc<FullScrapeLimits>,
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) certificate: Arc<CertificateFigures>,
+    pub(super) reloads: Arc<ReloadFigures>,
     /// The statistics page's last 24 hours.
     pub(super) history: Arc<HistoryFile>,
     pub(super) clock: Clock,
@@ -65,6 +67,7 @@ impl AppContext {
             full_scrapes: Arc::default(),
             snapshots,
             certificate: Arc::default(),
+            reloads: Arc::default(),
             history: Arc::default(),
             clock: Clock::start(),
         }

@@ -101,6 +101,15 @@ pub(crate) fn serving_listener(config: &Config) -> Option<ServingListener> {
     own.or_else(|| usual().filter(|_| is_default))
 }
 
+/// The file with the address of a tracker's admin listener that this user may not read, of those
+/// that [`serving_listener`] looks for. The file may not exist where its directory is closed.
+pub(crate) fn unreadable_address(config: &Config) -> Option<PathBuf> {
+    let own = options::state_path(config);
+    let is_default = config.admin.listen == Config::default().admin.listen;
+    let usual = Some(PathBuf::from(USUAL_STATE_DIRECTORY)).filter(|_| is_default);
+    own.into_iter().chain(usual).find_map(|it| admin_address::unreadable(&it))
+}
+
 /// The state directory of the systemd unit in `deploy/`.
 const USUAL_STATE_DIRECTORY: &str = "/var/lib/skep";
 

@@ -101,6 +101,16 @@ fn a_bad_line_keeps_the_list_in_force_on_reload_and_stops_a_start() {
     );
     let failures = || skep.metrics().value("skep_access_reload_failures_total");
     eventually("both failures are counted", || failures() == 2.0);
+    let log = skep.log_with("WARN access lists not reloaded, the previous ones stay");
+    let last = log.lines().last().unwrap();
+    assert!(last.contains("WARN access lists not reloaded") && last.contains("clients_deny"));
+    assert!(!log.contains("nothing has changed"), "{log}");
+    let is_warned_of = || {
+        let status = ask(&skep, "GET", "/api/v1/status", "").1;
+        let mut warnings = status["warnings"].as_array().into_iter().flatten();
+        warnings.any(|it| it["id"] == "access_reload_failures")
+    };
+    eventually("the failure is warned of", is_warned_of);
     assert_eq!(values(&skep, "clients/deny"), ["-XL"]);
     let (status, response) = ask(&skep, "PUT", "/api/v1/access/clients/deny/-XO", "");
     assert_eq!((status, &response["error"]["code"]), (409, &json!("bad_list")));
@@ -115,6 +125,8 @@ fn a_bad_line_keeps_the_list_in_force_on_reload_and_stops_a_start() {
     skep.signal("HUP");
     eventually("the mended list is in force", || values(&skep, "clients/deny") == ["-XM", "-XN"]);
     skep.log_with("list changed list=\"clients_deny\" added=2 removed=1 entries=2 by=reload");
+    eventually("the warning is gone", || !is_warned_of());
+    assert_eq!(failures(), 2.0, "those since the start are still counted");
 }
 
 /// An announce over HTTP: bytes uploaded and downloaded, and bytes that are missing.

@@ -416,6 +416,22 @@ fn what_may_have_been_meant_otherwise_is_warned_of() {
 }
 
 #[test]
+fn a_relative_path_in_a_file_is_warned_of_with_the_path_that_it_means() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "[udp]\nkey_file = \"/etc/key\"\n[access]\nports_deny = \"lists/ports\"\n\
+                networks_deny = \"\"\n";
+    let source = file(directory.path(), text);
+    let findings = source.judge().findings;
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    let said = findings[0].to_string();
+    let meant = std::env::current_dir().unwrap().join("lists/ports");
+    assert!(!findings[0].is_fault() && said.contains(":4:1: access.ports_deny: "), "{said}");
+    assert!(said.contains(&format!("here it means {meant:?}")), "{said}");
+    let named = variable("SKEP__ACCESS__PORTS_DENY", "lists/ports").judge().findings;
+    assert!(named.is_empty(), "{named:?}");
+}
+
+#[test]
 fn on_reload_a_pipe_is_refused_and_not_waited_for() {
     let temporary = tempfile::tempdir().unwrap();
     let source = file(temporary.path(), "[tracker]\ninterval_s = 900\n");

@@ -353,6 +353,41 @@ fn sighup_reloads_what_can_change_and_names_what_cannot() {
     assert_eq!(skep.get("/readyz").0, 200);
 }
 
+#[test]
+fn a_failed_reload_and_settings_that_wait_are_warned_of_until_they_are_as_in_force() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("skep.toml");
+    fs::write(&path, "").unwrap();
+    let skep = start_with(&path, temporary.path());
+    let reload = |text: &str| {
+        fs::write(&path, text).unwrap();
+        skep.signal("HUP");
+    };
+    let have = |failing: f64, waiting: f64, messages: &[&str]| {
+        eventually(&format!("{messages:?}"), || {
+            let metrics = skep.metrics();
+            let status: serde_json::Value =
+                serde_json::from_str(&skep.get("/api/v1/status").1).unwrap();
+            let warnings = status["warnings"].as_array().unwrap();
+            let ids = ["reload_failing", "restart_needed"];
+            let warnings = warnings.iter().filter(|it| ids.iter().any(|id| it["id"] == *id));
+            metrics.value("skep_reload_failing") == failing
+                && metrics.value("skep_settings_awaiting_restart") == waiting
+                && warnings.map(|it| it["message"].as_str().unwrap()).eq(messages.iter().copied())
+        });
+    };
+    let failed = "the last reload failed; the settings before it are in force";
+    have(0.0, 0.0, &[]);
+    reload("[server]\nio = \"mmsg\"\nworkers = 3\n");
+    have(0.0, 2.0, &["2 settings wait for a restart"]);
+    reload("[server]\nworkers = 3\n");
+    have(0.0, 1.0, &["1 setting waits for a restart"]);
+    reload("[server]\nworker = 3\n");
+    have(1.0, 1.0, &[failed, "1 setting waits for a restart"]);
+    reload("");
+    have(0.0, 0.0, &[]);
+}
+
 /// Starts with a file of settings, and a state directory for what that does not name.
 fn start_with(path: &Path, state: &Path) -> Skep {
     let mut command = command();

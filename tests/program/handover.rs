@@ -453,7 +453,7 @@ fn a_successor_is_ready_once_it_has_what_its_predecessor_saves_last() {
     let lock = lock_snapshots(folder.path());
     let start = || successor(folder.path(), &[]);
     let (predecessor, second) = Puppet::asked(folder.path(), start, Puppet::leave);
-    second.log_with("snapshots waiting: another skep process uses this state directory");
+    second.log_with("INFO snapshots waiting: another skep process uses this state directory");
     let (status, text) = second.get("/readyz");
     assert!(status == 503 && text.contains("restoring"), "{status} {text}");
     drop(lock);

@@ -8,6 +8,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -384,6 +385,64 @@ fn a_token_is_not_sent_to_an_address_that_another_user_has_written() {
     let (request, stderr) = ask("127.0.0.1:0", &[]);
     assert!(request.starts_with("GET /api/v1/status "), "{request} {stderr}");
     assert!(!request.to_lowercase().contains("authorization"), "{request}");
+}
+
+/// A skep that the user starts, copied to a folder: the user may not enter that of the build.
+fn command_of_user(folder: &Path) -> Command {
+    let program = folder.join("skep");
+    fs::copy(env!("CARGO_BIN_EXE_skep"), &program).unwrap();
+    give(&program, 0o700);
+    give(folder, 0o700);
+    let mut command = Command::new(program);
+    command.env_clear().uid(USER).gid(USER);
+    command
+}
+
+#[test]
+fn a_token_that_is_withheld_keeps_nobody_from_reading() {
+    if !is_root() {
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    give(state.path(), 0o700);
+    let programs = tempfile::tempdir().unwrap();
+    let mut tracker = command_of_user(programs.path());
+    tracker.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
+    tracker.env("STATE_DIRECTORY", state.path());
+    let skep = Skep::spawn(tracker);
+    let left_over = tempfile::tempdir().unwrap();
+    fs::write(left_over.path().join("admin.token"), "a token of root's tracker").unwrap();
+    fs::set_permissions(left_over.path().join("admin.token"), Permissions::from_mode(0o600))
+        .unwrap();
+    let ask = |words: &[&str]| {
+        let mut command = command();
+        command.args(words).args(["--retries", "0", "--admin", &skep.admin.to_string()]);
+        let output = command.env("STATE_DIRECTORY", left_over.path()).output().unwrap();
+        (output.status.code(), texts(&output).1)
+    };
+    assert_eq!(ask(&["status"]), (Some(0), String::new()));
+    let (code, stderr) = ask(&["deny", "ports", "add", "25"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains(&format!("belongs to user {USER}")), "{stderr}");
+    assert!(!stderr.contains("start skep"), "{stderr}");
+}
+
+#[test]
+fn an_address_file_that_may_not_be_read_is_named() {
+    if !is_root() {
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    fs::set_permissions(state.path(), Permissions::from_mode(0o700)).unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let programs = tempfile::tempdir().unwrap();
+    let mut command = command_of_user(programs.path());
+    command.args(["status", "--retries", "0"]).env("SKEP__ADMIN__LISTEN", &closed);
+    let output = command.env("STATE_DIRECTORY", state.path()).output().unwrap();
+    let stderr = texts(&output).1;
+    let path = state.path().join("admin-address");
+    let said = format!("may be in {}, which this user may not read", path.display());
+    assert!(stderr.contains(&said), "{stderr}");
 }
 
 #[test]

@@ -308,7 +308,7 @@ fn of_two_processes_the_second_restores_what_the_first_leaves() {
     let state = tempfile::tempdir().unwrap();
     let mut first = start_restored(state.path());
     let second = start(state.path(), &[]);
-    second.log_with("snapshots waiting: another skep process uses this state directory");
+    second.log_with("WARN snapshots waiting: another skep process uses this state directory");
     assert_eq!(second.get("/readyz").0, 200, "it serves");
     let (status, body) = save(&second);
     assert!(status == 500 && body.contains("another skep"), "{body}");

@@ -342,15 +342,66 @@ fn lists_are_edited_in_force_at_once_and_in_their_file() {
     assert_eq!(ask(&skep, "deny clients list", &[]).1, "%1f\t\n-XL\t\n");
     let hash = "0b".repeat(20);
     let magnet = format!("magnet:?xt=urn:btih:{hash}");
-    assert_eq!(ask(&skep, "allow torrents add", &[&magnet]).0, Some(0));
+    let (code, _, stderr) = ask(&skep, "allow torrents add", &[&magnet]);
+    let note = "torrents_allow was empty; from now on only what is in the list is served";
+    assert_eq!((code, stderr), (Some(0), format!("skep: note: {note}\n")));
+    assert_eq!(ask(&skep, "allow torrents add", &[&magnet]).2, "", "it is on the list");
     assert_eq!(ask(&skep, "allow torrents list", &[]).1, format!("{hash}\t\t-\n"));
     let refused = Client::connect(skep.udp[0]).announce_refused(&leecher(1, 6881));
     assert!(refused.contains("torrent"), "{refused}");
-    assert_eq!(ask(&skep, "allow torrents remove", &[&hash]).0, Some(0));
+    let (code, _, stderr) = ask(&skep, "allow torrents remove", &[&hash]);
+    let note = "torrents_allow is empty: nothing is restricted by it any more";
+    assert_eq!((code, stderr), (Some(0), format!("skep: note: {note}\n")));
     Client::connect(skep.udp[0]).announce(&leecher(1, 6881));
     let (code, stdout, stderr) = ask(&skep, "allow networks list", &[]);
     assert_eq!((code, stdout.as_str()), (Some(0), ""));
     assert!(stderr.contains("networks_allow is empty"), "{stderr}");
+}
+
+#[test]
+fn an_emptied_allow_list_that_a_setting_names_is_noted_to_serve_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clients");
+    fs::write(&path, "-XL\n").unwrap();
+    let skep = start(&[("SKEP__ACCESS__CLIENTS_ALLOW", path.to_str().unwrap())]);
+    let (code, _, stderr) = ask(&skep, "allow clients remove", &["--", "-XL"]);
+    let note = "clients_allow is empty, and a setting names its file: nothing is served any more";
+    assert_eq!((code, stderr), (Some(0), format!("skep: note: {note}\n")));
+    Client::connect(skep.udp[0]).announce_refused(&leecher(1, 6881));
+}
+
+#[test]
+fn every_subcommand_finds_the_tracker_of_a_settings_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("skep.toml");
+    let write = |rest: &str| {
+        let state = folder.path().join("state");
+        let listen = "[admin]\nlisten = \"127.0.0.1:0\"\n";
+        fs::write(&settings, format!("[server]\nstate_dir = {state:?}\n{listen}{rest}")).unwrap();
+    };
+    let (file, _) = torrent_file(folder.path(), "one");
+    for token in ["", "token = \"open sesame, please\"\n"] {
+        write(&format!("{token}[access]\nmode = \"private\"\n"));
+        let mut tracker = command();
+        tracker.args(["--listen", "127.0.0.1:0", "--workers", "1", "--config"]).arg(&settings);
+        let skep = Skep::spawn(tracker);
+        for words in asking(&file) {
+            let mut command = command();
+            command.args(&words).args(["--retries", "0", "--config"]).arg(&settings);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let _ = child.stdin.take().unwrap().write_all(b"ann\n");
+            let (_, _, stderr) = outcome(&child.wait_with_output().unwrap());
+            for problem in ["cannot reach", "token", "admin listener"] {
+                assert!(!stderr.contains(problem), "{words:?} {stderr}");
+            }
+        }
+        drop(skep);
+    }
+    write("nothing = 1\n");
+    let words = ["status", "--config", settings.to_str().unwrap()];
+    let (code, _, stderr) = outcome(&command().args(words).output().unwrap());
+    assert!(code == Some(2) && stderr.contains("admin.nothing"), "{stderr}");
 }
 
 #[test]
@@ -449,6 +500,7 @@ fn every_subcommand_stops_at_once_where_no_tracker_responds() {
         assert_eq!(code, Some(1), "{words:?}");
         let said = format!("skep: cannot reach http://{closed}: ");
         assert!(stderr.contains(&said) && stderr.contains("remedy: start skep"), "{stderr}");
+        assert!(stderr.contains("--config FILE"), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
     let words = ["torrent", "add", &file, &file, &file];

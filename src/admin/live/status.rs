@@ -18,15 +18,17 @@ use crate::frontend::figures::rounded;
 use crate::types::Action;
 
 /// The metrics that are read besides those of the page. The process has all of them.
-pub const STATUS_METRICS: [&str; 12] = [
+pub const STATUS_METRICS: [&str; 14] = [
     "skep_accept_failed_total",
-    "skep_access_reload_failures_total",
+    "skep_access_reload_failing",
     "skep_log_lines_lost_total",
     "skep_memory_cap_bytes",
     "skep_odd_sources_ratio",
     "skep_passkeys",
     "skep_registered_torrents",
+    "skep_reload_failing",
     "skep_restore_outcome",
+    "skep_settings_awaiting_restart",
     "skep_snapshot_errors_total",
     "skep_tls_certificate_not_after_timestamp_seconds",
     "skep_tls_reload_failing",
@@ -197,7 +199,13 @@ fn labelled(sample: &Sample, name: &str, label: (&str, &str)) -> f64 {
 
 /// Everything that is wrong, the worst first.
 pub(super) fn warnings(sample: &Sample) -> Vec<StatusWarning> {
-    let all = [of_sources(sample), of_load(sample), of_certificate(sample), of_state(sample)];
+    let all = [
+        of_sources(sample),
+        of_load(sample),
+        of_certificate(sample),
+        of_reload(sample),
+        of_state(sample),
+    ];
     all.into_iter().flatten().collect()
 }
 
@@ -289,6 +297,30 @@ fn of_certificate(sample: &Sample) -> Vec<StatusWarning> {
     found
 }
 
+/// Of what a reload did not put in force.
+fn of_reload(sample: &Sample) -> Vec<StatusWarning> {
+    let mut found = Vec::new();
+    let message = || "the last reload failed; the settings before it are in force".to_owned();
+    let remedy = "see the log for the cause, correct the settings, and reload";
+    let is_failing = value(sample, "skep_reload_failing") > 0.0;
+    warn(&mut found, is_failing, "reload_failing", message, remedy);
+    let message = |number: u64, one: &str, several: &str| match number {
+        1 => format!("1 {one}"),
+        _ => format!("{number} {several}"),
+    };
+    let waiting = rounded(value(sample, "skep_settings_awaiting_restart"));
+    let text = || message(waiting, "setting waits for a restart", "settings wait for a restart");
+    let remedy = "restart skep; the log names them";
+    warn(&mut found, waiting > 0, "restart_needed", text, remedy);
+    let lists = rounded(value(sample, "skep_access_reload_failing"));
+    let one = "access list could not be reloaded; the one before is in force";
+    let several = "access lists could not be reloaded; the ones before are in force";
+    let text = || message(lists, one, several);
+    let remedy = "see the log for file and line, correct the file, and reload";
+    warn(&mut found, lists > 0, "access_reload_failures", text, remedy);
+    found
+}
+
 /// Of what failed since the start.
 fn of_state(sample: &Sample) -> Vec<StatusWarning> {
     let mut found = Vec::new();
@@ -311,12 +343,6 @@ fn of_state(sample: &Sample) -> Vec<StatusWarning> {
     warn(&mut found, unusable, "snapshots_unusable", message, remedy);
     for (id, name, what, remedy) in [
         ("snapshot_errors", "skep_snapshot_errors_total", "failed snapshot", log),
-        (
-            "access_reload_failures",
-            "skep_access_reload_failures_total",
-            "failed access list reload",
-            "see the log for file and line, mend the file, and reload",
-        ),
         (
             "log_lines_lost",
             "skep_log_lines_lost_total",
@@ -381,10 +407,9 @@ mod tests {
                 "snapshots_unusable",
             ),
             (vec![flow("skep_snapshot_errors_total", none, total(1.0))], "snapshot_errors"),
-            (
-                vec![flow("skep_access_reload_failures_total", none, total(2.0))],
-                "access_reload_failures",
-            ),
+            (vec![flow("skep_access_reload_failing", none, total(2.0))], "access_reload_failures"),
+            (vec![flow("skep_reload_failing", none, total(1.0))], "reload_failing"),
+            (vec![flow("skep_settings_awaiting_restart", none, total(2.0))], "restart_needed"),
             (vec![flow("skep_log_lines_lost_total", none, total(1.0))], "log_lines_lost"),
             (
                 vec![flow("skep_tls_reload_failing", none, total(1.0))],

@@ -35,14 +35,15 @@ const LIMITS: RequestLimits = RequestLimits { step: Duration::from_secs(30), bod
 
 /// How listener and token are found, for the help of each subcommand.
 const TOKEN_HELP: &str = "\
-The tracker is the one that serves with the state directory (that of SKEP__SERVER__STATE_DIR,
-STATE_DIRECTORY or XDG's rules, else /var/lib/skep): it keeps the address of its admin listener
-there. Without such a file it is the one at SKEP__ADMIN__LISTEN, by default 127.0.0.1:6970. Another
-address there than the default, with a port other than 0, comes before the file.
+The tracker is the one that serves with the state directory (server.state_dir of the file of
+--config and of SKEP__SERVER__STATE_DIR, STATE_DIRECTORY or XDG's rules, else /var/lib/skep): it
+keeps the address of its admin listener there. Without such a file it is the one at admin.listen of
+the file of --config and of SKEP__ADMIN__LISTEN, by default 127.0.0.1:6970. Another address there
+than the default, with a port other than 0, comes before the file of the state directory.
 
 The token is that of the setting admin.token. Without --token and --token-file, skep uses
-SKEP__ADMIN__TOKEN, else, for a tracker on this host, the file admin.token in the state directory
-or, if that token is missing or refused, in /var/lib/skep.";
+SKEP__ADMIN__TOKEN or that setting in the file of --config, else, for a tracker on this host, the
+file admin.token in the state directory or, if that token is missing or refused, in /var/lib/skep.";
 
 /// The help behind a subcommand's flags: its examples, the token, and exit codes.
 pub(super) fn help(examples: &str, failed: &str) -> String {
@@ -56,6 +57,9 @@ pub(super) struct AdminArguments {
     /// Admin listener [default: that of the tracker which serves]
     #[arg(long, value_name = "ADDRESS:PORT|URL")]
     admin: Option<AdminAddress>,
+    /// Read server.state_dir and the section [admin] from this TOML file
+    #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+    config: Option<PathBuf>,
     /// Read the token from the first line of this file
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
@@ -89,6 +93,9 @@ pub(super) enum AdminArgumentError {
          with --admin and the token with --token-file\n{0}"
     )]
     Environment(#[from] ConfigError),
+    /// A file of settings was named, which may be overridden by the environment.
+    #[error("the settings are invalid; remedy: correct them\n{0}")]
+    Settings(ConfigError),
     #[error(transparent)]
     Tls(#[from] TlsConfigError),
 }
@@ -98,13 +105,28 @@ pub(super) enum AdminArgumentError {
 pub(super) enum AdminError {
     /// No connection, or no response, after all tries.
     #[error(
-        "cannot reach {at}: {problem}; remedy: start skep, or name its admin listener with --admin"
+        "cannot reach {at}: {problem}; remedy: start skep, or name its settings file with --config \
+         FILE or its admin listener with --admin"
     )]
     Unreachable {
         /// The listener.
         at: String,
         /// Why.
         problem: String,
+    },
+    /// The same, and a tracker may have left another address in a file that was not read.
+    #[error(
+        "cannot reach {at}: {problem}; the tracker's address may be in {}, which this user may not \
+         read; remedy: start skep, run this as a user who may read that file, or name the admin \
+         listener with --admin", path.display()
+    )]
+    UnreadableAddress {
+        /// The listener.
+        at: String,
+        /// Why.
+        problem: String,
+        /// The file.
+        path: PathBuf,
     },
     /// The request was sent, and the response is missing. It is not sent again.
     #[error("no response from {at}: {problem}; the change may have been made all the same")]
@@ -129,8 +151,9 @@ pub(super) enum AdminError {
     /// Another user's program listens where skep is expected.
     #[error(
         "the program at {at} belongs to user {user}, who is neither root nor the owner of the \
-         token that was found, so the token is not sent; remedy: start skep, name its admin \
-         listener with --admin, or if that program is trusted, the token with --token-file"
+         token that was found, so the token is not sent; remedy: name the tracker's settings file \
+         with --config FILE or its admin listener with --admin, or if that program is trusted, the \
+         token with --token-file"
     )]
     OtherUser {
         /// The listener.
@@ -184,6 +207,8 @@ pub(super) struct AdminClient {
     server: Server,
     /// The first token is sent; a refused token is removed while there is another.
     tokens: Vec<FoundToken>,
+    /// A file that may have another address, and that this user may not read.
+    unreadable: Option<PathBuf>,
     retries: u32,
     /// The wait between two tries.
     pause: Duration,
@@ -222,14 +247,21 @@ impl AdminArguments {
     /// [`AdminArgumentError`] for a token, certificates or an environment that cannot be used.
     pub(super) fn client(&self) -> Result<AdminClient, AdminArgumentError> {
         let named = self.named_token()?;
+        let mut unreadable = None;
         let (address, mut tokens) = match (self.admin.clone(), named) {
             (Some(address), Some(token)) => (address, vec![token]),
             (address, token) => {
-                let config = config_of_environment()?;
+                let config = self.settings()?;
+                let is_set = self.config.is_some() && !config.admin.token.is_empty();
+                let token =
+                    token.or_else(|| is_set.then(|| FoundToken::named(&config.admin.token)));
                 let serving = match address {
                     Some(_) => None,
                     None => server::serving_listener(&config),
                 };
+                if address.is_none() && serving.is_none() {
+                    unreadable = server::unreadable_address(&config);
+                }
                 let serving = serving.filter(|it| token.is_none() || is_own(it));
                 let listen = serving.map_or(config.admin.listen, |it| it.address);
                 let address = address.unwrap_or_else(|| reachable(listen).into());
@@ -249,7 +281,20 @@ impl AdminArguments {
             ));
         }
         let server = address.server(Trust::of(self.ca.as_deref(), self.insecure))?;
-        Ok(AdminClient { address, server, tokens, retries: self.retries, pause: PAUSE })
+        let (retries, pause) = (self.retries, PAUSE);
+        Ok(AdminClient { address, server, tokens, unreadable, retries, pause })
+    }
+
+    /// The settings of the file and of the environment. If one is wrong, no default takes its
+    /// place: the default listener may be another program, which would be sent the token.
+    fn settings(&self) -> Result<Config, AdminArgumentError> {
+        let environment = super::environment()?;
+        let file = self.config.clone();
+        let settings = SettingsSource { file, environment, ..SettingsSource::default() }.load();
+        settings.map_err(match self.config {
+            None => AdminArgumentError::Environment,
+            Some(_) => AdminArgumentError::Settings,
+        })
     }
 
     /// The token of the flags, or of the environment.
@@ -267,13 +312,6 @@ impl AdminArguments {
         let set = std::env::var("SKEP__ADMIN__TOKEN").ok().filter(|it| !it.is_empty());
         Ok(set.map(FoundToken::named))
     }
-}
-
-/// The settings of the environment. If one is wrong, no default takes its place: the default
-/// listener may be another program, which would be sent the token.
-fn config_of_environment() -> Result<Config, ConfigError> {
-    let environment = super::environment()?;
-    SettingsSource { environment, ..SettingsSource::default() }.load()
 }
 
 /// Whether this user or root wrote the address of a listener. Another user may have written one of
@@ -382,11 +420,17 @@ impl AdminClient {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let at = || self.address.to_string();
+        let mut withheld_from = None;
         if let Some(FoundToken { text, owner }) = self.tokens.first() {
-            if let Some(user) = owner.and_then(|owner| self.other_user(owner)) {
-                return Err(TryError::Final(AdminError::OtherUser { at: at(), user }));
+            withheld_from = owner.and_then(|owner| self.other_user(owner));
+            match withheld_from {
+                None => request = request.header(AUTHORIZATION, format!("Bearer {text}")),
+                // Most trackers let this host read without a token.
+                Some(_) if method == Method::GET => {}
+                Some(user) => {
+                    return Err(TryError::Final(AdminError::OtherUser { at: at(), user }));
+                }
             }
-            request = request.header(AUTHORIZATION, format!("Bearer {text}"));
         }
         let response = exchange_with(&self.server, request, body.to_vec(), LIMITS);
         let response = response.map_err(|error| match error.error {
@@ -395,8 +439,7 @@ impl AdminClient {
                 TryError::Final(AdminError::Lost { at: at(), problem: problem.to_string() })
             }
             AdminRequestError::Connection(problem) => {
-                let problem = problem.to_string();
-                TryError::Temporary(AdminError::Unreachable { at: at(), problem })
+                TryError::Temporary(self.unreachable(problem.to_string()))
             }
         })?;
         let status = response.status().as_u16();
@@ -404,7 +447,21 @@ impl AdminClient {
         let body = body.ok_or_else(|| not_of_skep(&response, at(), repeats))?;
         match status {
             200..=299 => Ok(AdminResponse { is_created: status == 201, body }),
-            _ => Err(failure(status, &body, at)),
+            _ => Err(match (failure(status, &body, at), withheld_from) {
+                (TryError::Token, Some(user)) => {
+                    TryError::Final(AdminError::OtherUser { at: at(), user })
+                }
+                (error, _) => error,
+            }),
+        }
+    }
+
+    /// There is no connection, or no response.
+    fn unreachable(&self, problem: String) -> AdminError {
+        let at = self.address.to_string();
+        match self.unreadable.clone() {
+            None => AdminError::Unreachable { at, problem },
+            Some(path) => AdminError::UnreadableAddress { at, problem, path },
         }
     }
 }
@@ -490,7 +547,9 @@ pub(super) fn conclude(result: Result<ExitCode, CommandError>) -> ExitCode {
             let lines = error.to_string();
             super::complain(&match error {
                 // Lines without control characters, one for each fault.
-                CommandError::Arguments(AdminArgumentError::Environment(_)) => lines,
+                CommandError::Arguments(
+                    AdminArgumentError::Environment(_) | AdminArgumentError::Settings(_),
+                ) => lines,
                 _ => super::text::escaped(&lines),
             });
             match error {
@@ -531,7 +590,7 @@ mod tests {
         let address: AdminAddress = listener.local_addr().unwrap().into();
         let server = Server { authority: address.authority.clone(), tls: None };
         let tokens = tokens.iter().map(|it| FoundToken::named(*it)).collect();
-        AdminClient { address, server, tokens, retries, pause: Duration::ZERO }
+        AdminClient { address, server, tokens, unreadable: None, retries, pause: Duration::ZERO }
     }
 
     const CREATED: &str = "HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}";

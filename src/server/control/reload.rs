@@ -7,6 +7,7 @@
 use std::future::pending;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
@@ -32,6 +33,34 @@ pub(crate) struct Reloader {
     pub(crate) context: AppContext,
     pub(crate) tls: Option<Tls>,
     pub(crate) confinement: Confinement,
+}
+
+/// What became of the latest reload, for metrics.
+#[derive(Debug, Default)]
+pub(crate) struct ReloadFigures {
+    has_failed: AtomicBool,
+    awaiting_restart: AtomicU64,
+}
+
+impl ReloadFigures {
+    /// Whether the latest reload failed, so that the settings before it are in force.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
+    }
+
+    /// Number of settings that the latest successful reload read and that need a restart.
+    pub(crate) fn awaiting_restart(&self) -> u64 {
+        self.awaiting_restart.load(Ordering::Relaxed)
+    }
+
+    fn succeeded(&self, awaiting_restart: usize) {
+        self.awaiting_restart.store(awaiting_restart as u64, Ordering::Relaxed);
+        self.has_failed.store(false, Ordering::Relaxed);
+    }
+
+    fn failed(&self) {
+        self.has_failed.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A job of the thread.
@@ -110,6 +139,7 @@ impl Reloader {
                 for error in faults {
                     error!(target: OPERATOR, %error, "not reloaded, all settings unchanged");
                 }
+                self.context.reloads.failed();
                 return;
             }
         };
@@ -120,6 +150,7 @@ impl Reloader {
             Ok(keys) => keys,
             Err(error) => {
                 error!(target: OPERATOR, %error, "not reloaded, all settings unchanged");
+                self.context.reloads.failed();
                 return;
             }
         };
@@ -140,8 +171,17 @@ impl Reloader {
         applied.extend(keys_changed.then(|| "the connection-id keys".to_owned()));
         applied.extend(lists_changed.then(|| "access lists".to_owned()));
         let fixed: Vec<_> = fixed.iter().map(changed_setting).collect();
-        log_changes(&applied, &fixed, self.config.log.format == LogFormat::Json);
+        self.context.reloads.succeeded(fixed.len());
+        let failing = self.context.access_manager.failing_lists();
+        if !applied.is_empty() || !fixed.is_empty() || failing.is_empty() {
+            log_changes(&applied, &fixed, self.config.log.format == LogFormat::Json);
+        }
         self.log_closed_lists(&closed_before);
+        if !failing.is_empty() {
+            // The last line, because whoever reloads looks there.
+            let lists = failing.into_iter().map(ListName::label).collect::<Vec<_>>().join(", ");
+            warn!(target: OPERATOR, lists, "access lists not reloaded, the previous ones stay");
+        }
     }
 
     /// Logs the lists that cannot be edited from now on, unless that was so `before`.

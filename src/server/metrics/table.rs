@@ -236,6 +236,15 @@ series! {
         /// Access lists that could not be reloaded, and stayed as they were.
         counter skep_access_reload_failures_total =
             |from| from.context.access_manager.reload_failures();
+        /// Access lists whose latest reload failed, so that the ones before it are in force.
+        gauge skep_access_reload_failing =
+            |from| from.context.access_manager.failing_lists().len();
+        /// 1 while the latest reload of the settings failed, so that those before it are in force.
+        /// Else 0.
+        gauge skep_reload_failing = |from| u64::from(from.context.reloads.has_failed());
+        /// Settings that the latest successful reload read, and that come into force only with a
+        /// restart.
+        gauge skep_settings_awaiting_restart = |from| from.context.reloads.awaiting_restart();
         /// Registered info-hashes; a hybrid torrent has two.
         gauge skep_registered_torrents =
             |from| from.context.access_manager.access().registry().len();

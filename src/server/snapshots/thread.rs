@@ -107,11 +107,7 @@ impl SnapshotThread {
                 }
             }
             if !std::mem::replace(&mut was_logged, true) {
-                let path = self.folder.path().display();
-                info!(
-                    target: OPERATOR,
-                    %path, "snapshots waiting: another skep process uses this state directory"
-                );
+                self.log_waiting();
             }
             match asked.recv_timeout(LOOK_EVERY) {
                 Ok(Order::Save(result)) => {
@@ -120,6 +116,19 @@ impl SnapshotThread {
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {}
             }
+        }
+    }
+
+    /// Logs that another process keeps snapshots here: of a predecessor that is expected.
+    fn log_waiting(&self) {
+        let path = self.folder.path().display();
+        let event = "snapshots waiting: another skep process uses this state directory";
+        if self.snapshots.is_following.load(Ordering::Acquire) {
+            info!(target: OPERATOR, %path, "{event}");
+        } else {
+            let remedy = "stop the other process, or set server.state_dir to a directory of this \
+                          one's own";
+            warn!(target: OPERATOR, %path, remedy, "{event}");
         }
     }
 
