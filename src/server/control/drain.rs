@@ -284,8 +284,9 @@ async fn finish_after_handover(
 ) {
     let Running { workers, mut streams, close_admin, address_file, drain, .. } = running;
     streams.leave(state.now_and(drain));
-    state.close_board(); // their pages reconnect to the successor
     remove(address_file).await;
+    // Their pages reconnect to the successor, because this listener is closed in the same moment.
+    state.close_board();
     drop(close_admin);
     let _ = spawn_blocking(move || workers.stop()).await;
     info!(target: OPERATOR, "successor serves, closing the connections of this process");
