@@ -57,7 +57,7 @@ pub(super) struct AdminArguments {
     /// Admin listener [default: that of the tracker which serves]
     #[arg(long, value_name = "ADDRESS:PORT|URL")]
     admin: Option<AdminAddress>,
-    /// Read server.state_dir and the section [admin] from this TOML file
+    /// Read server.state_dir and the admin settings from this TOML file
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
     /// Read the token from the first line of this file
