@@ -203,13 +203,18 @@ fn named(kind: ListKind, arguments: &[String]) -> Result<Vec<NamedValue>, Comman
             all.push(NamedValue { text: argument.clone(), values, is_file: false });
         } else if kind == ListKind::Torrents && path.exists() {
             for file in torrent_files(path) {
-                all.push(of_file(file).map_err(|error| CommandError::Usage(error.to_string()))?);
+                all.push(of_file(file).map_err(|error| unchanged(&error))?);
             }
         } else {
             return Err(CommandError::Usage(unfit(kind, argument)));
         }
     }
     Ok(all)
+}
+
+/// A file that is none of a torrent is found before anything is sent.
+fn unchanged(error: &FileError) -> CommandError {
+    CommandError::Usage(format!("{error}; the list was not changed"))
 }
 
 /// The values of a `.torrent` file.

@@ -60,6 +60,19 @@ fn listed_torrents_are_named_by_their_files_and_have_their_names() {
 }
 
 #[test]
+fn a_hash_is_not_a_file_to_register_and_the_way_to_register_it_is_named() {
+    let mut adding = command();
+    let output = adding.args(["torrent", "add", "--admin", "127.0.0.1:1", &"ab".repeat(20)]);
+    let output = output.output().unwrap();
+    let (stdout, _) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{stdout}");
+    assert!(
+        stdout.contains("No such file") && stdout.contains("POST /api/v1/torrents"),
+        "{stdout}"
+    );
+}
+
+#[test]
 fn a_file_that_is_not_a_torrent_adds_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (file, _) = torrent_file(folder.path(), "one");
@@ -83,6 +96,7 @@ fn a_file_that_is_not_a_torrent_adds_nothing() {
         let (code, stderr) = add(&value);
         assert_eq!(code, Some(2), "{stderr}");
         assert!(stderr.contains(&problem), "{problem} is not in {stderr}");
+        assert_eq!(stderr.contains("the list was not changed"), value != at("nowhere"), "{stderr}");
     }
     assert_bad_usage(&[(
         &["deny", "torrents", "add", "no.torrent"],

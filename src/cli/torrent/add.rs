@@ -13,6 +13,7 @@ use clap::Args;
 use http::Method;
 use serde::Serialize;
 
+use crate::access::lists::{ListKind, parse_value};
 use crate::cli::admin::{
     self, AdminArguments, AdminClient, AdminError, ChangeOutput, CommandError,
 };
@@ -86,6 +87,15 @@ struct RegistrationBody<'a> {
     created_s: Option<u64>,
 }
 
+/// Why a path leads to no file. One that is an info-hash or a magnet link is known as such.
+fn problem_of(error: &FileError) -> String {
+    let value = error.path.to_str().and_then(|it| parse_value(ListKind::Torrents, it));
+    let hint = value.map_or("", |_| {
+        "; without its .torrent file a torrent is registered by its hash with POST /api/v1/torrents"
+    });
+    format!("{}{hint}", error.problem)
+}
+
 /// Registers all files.
 pub(super) fn run(options: &AddTorrentsOptions) -> Result<ExitCode, CommandError> {
     let mut client = options.admin.client()?;
@@ -94,7 +104,7 @@ pub(super) fn run(options: &AddTorrentsOptions) -> Result<ExitCode, CommandError
     for found in files {
         let result = match found {
             Ok(path) => add(&mut client, &path),
-            Err(FileError { path, problem }) => Ok(FileResult::failed(&path, problem)),
+            Err(error) => Ok(FileResult::failed(&error.path, problem_of(&error))),
         };
         match result {
             Ok(result) => progress.print_result(&result),
