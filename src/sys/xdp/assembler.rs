@@ -92,8 +92,6 @@ pub enum Helper {
     MapLookupElem = 1,
     KtimeGetNs = 5,
     GetPrandomU32 = 7,
-    RedirectMap = 51,
-    FibLookup = 69,
 }
 
 /// A place in the program that jumps lead to.
@@ -107,7 +105,6 @@ pub type Instruction = u64;
 const LOAD: u8 = 0x61;
 const STORE_VALUE: u8 = 0x62;
 const STORE: u8 = 0x63;
-const ATOMIC: u8 = 0xc3;
 const ARITHMETIC_64: u8 = 0x07;
 const ARITHMETIC_32: u8 = 0x04;
 const JUMP: u8 = 0x05;
@@ -249,12 +246,6 @@ impl Assembler {
         }
     }
 
-    /// Adds to 8 bytes at `to + offset`, in one step for all CPUs.
-    pub fn add_atomically(&mut self, to: Register, offset: i16, from: Register) {
-        let code = ATOMIC | Width::Double as u8;
-        self.push(code, to, from as u8, offset, i32::from(Operation::Add as u8));
-    }
-
     /// Goes on at a label.
     pub fn jump(&mut self, to: Label) {
         self.jumps.push((self.code.len(), to));
@@ -346,11 +337,10 @@ mod tests {
         asm.store(Width::Double, R10, -8, R1);
         asm.store(Width::Word, R10, -4, 7);
         asm.swap_to_network_order(R1, 16);
-        asm.add_atomically(R0, 8, R1);
         asm.set_double(R1, 0x1122_3344_5566_7788);
         asm.call(Helper::KtimeGetNs);
         asm.exit();
-        let expected: [[u8; 8]; 13] = [
+        let expected: [[u8; 8]; 12] = [
             [0xb7, 0x00, 0, 0, 2, 0, 0, 0],
             [0xbf, 0x21, 0, 0, 0, 0, 0, 0],
             [0x07, 0x01, 0, 0, 0xff, 0xff, 0xff, 0xff],
@@ -359,7 +349,6 @@ mod tests {
             [0x7b, 0x1a, 0xf8, 0xff, 0, 0, 0, 0],
             [0x62, 0x0a, 0xfc, 0xff, 7, 0, 0, 0],
             [0xdc, 0x01, 0, 0, 16, 0, 0, 0],
-            [0xdb, 0x10, 8, 0, 0, 0, 0, 0],
             [0x18, 0x01, 0, 0, 0x88, 0x77, 0x66, 0x55],
             [0, 0, 0, 0, 0x44, 0x33, 0x22, 0x11],
             [0x85, 0, 0, 0, 5, 0, 0, 0],

@@ -1,8 +1,8 @@
-//! Maps, programs and links of BPF: the commands of bpf(2) that skep uses.
+//! Maps and programs of BPF: the commands of bpf(2) that skep uses.
 #![expect(unsafe_code, reason = "a system call that takes a structure for each command")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use super::assembler::Instruction;
 
@@ -13,9 +13,7 @@ const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
-const LINK_CREATE: libc::c_long = 28;
 const PROG_TYPE_XDP: u32 = 6;
-const ATTACH_TYPE_XDP: u32 = 37;
 const NO_PREALLOC: u32 = 1;
 /// Most bytes of the verifier's reason that are kept.
 const LOG_BYTES: usize = 256 << 10;
@@ -53,15 +51,6 @@ pub struct Map {
     shape: MapShape,
 }
 
-/// How a program is run at an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum XdpMode {
-    /// By the driver, before the kernel makes a buffer of its own for the frame.
-    Native,
-    /// Behind the driver: slower, for every driver.
-    Generic,
-}
-
 /// What an XDP program decides of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpVerdict {
@@ -73,8 +62,6 @@ pub enum XdpVerdict {
     Pass = 2,
     /// The frame, as the program left it, goes back out of the interface.
     Transmit = 3,
-    /// The frame goes to another interface or to a socket.
-    Redirect = 4,
 }
 
 /// Why the kernel took no program.
@@ -243,22 +230,9 @@ struct TestRun {
     duration_ns: u32,
 }
 
-#[repr(C)]
-struct CreateLink {
-    program: u32,
-    interface: u32,
-    attach_type: u32,
-    flags: u32,
-}
-
 /// A program that the kernel has verified.
 #[derive(Debug)]
 pub struct XdpProgram(OwnedFd);
-
-/// A program that runs at an interface. It is detached when this value is dropped, or the process
-/// ends, however that happens.
-#[derive(Debug)]
-pub struct XdpLink(OwnedFd);
 
 impl XdpProgram {
     /// Has the kernel verify a program.
@@ -316,30 +290,8 @@ impl XdpProgram {
             1 => XdpVerdict::Drop,
             2 => XdpVerdict::Pass,
             3 => XdpVerdict::Transmit,
-            4 => XdpVerdict::Redirect,
             _ => XdpVerdict::Aborted,
         };
         Ok((verdict, out))
-    }
-
-    /// Runs the program on every frame that an interface receives.
-    ///
-    /// # Errors
-    /// Errors of the system call: `EBUSY` if the interface has another program, `EOPNOTSUPP` if
-    /// its driver has no native mode, `EPERM` without `CAP_NET_ADMIN`.
-    pub fn attach(&self, interface: u32, mode: XdpMode) -> io::Result<XdpLink> {
-        let flags = match mode {
-            XdpMode::Generic => 1 << 1,
-            XdpMode::Native => 1 << 2,
-        };
-        let program = self.0.as_raw_fd().cast_unsigned();
-        let mut attributes = CreateLink { program, interface, attach_type: ATTACH_TYPE_XDP, flags };
-        descriptor_of(LINK_CREATE, &mut attributes).map(XdpLink)
-    }
-}
-
-impl AsFd for XdpLink {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }

@@ -261,7 +261,7 @@ impl Offload {
         Ok(counts.map(u64::from_ne_bytes).sum())
     }
 
-    /// The program, to be attached and tested.
+    /// The program.
     pub fn program(&self) -> &XdpProgram {
         &self.program
     }

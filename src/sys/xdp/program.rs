@@ -8,6 +8,7 @@
 use super::assembler::{
     Assembler, Condition, Helper, Instruction, Label, Operation, Register, Width,
 };
+use super::kernel::XdpVerdict;
 use super::offload::{Field, LOAD_BITS, OffloadVerdict, SLIP_BITS};
 use super::siphash;
 use Condition::{Above, AnyBitSet, AtLeast, Below, Equal, NotEqual};
@@ -121,7 +122,7 @@ pub(super) fn assemble(maps: ProgramMaps) -> Vec<Instruction> {
     this.datagram();
     this.count();
     this.asm.place(pass);
-    this.asm.set(R0, 2);
+    this.asm.set(R0, XdpVerdict::Pass as i32);
     this.asm.exit();
     siphash::emit(&mut this.asm, siphash);
     this.asm.finish()
@@ -271,7 +272,7 @@ impl Offloader {
         self.asm.set(R2, R9);
         self.asm.add(R2, R5);
         self.asm.jump_if(Above, R2, R8, self.pass);
-        // There is no way back to port 0.
+        // No response can be sent to port 0.
         self.asm.load(Half, R3, R9, 0);
         self.asm.jump_if(Equal, R3, 0, self.pass);
         self.asm.load(Half, R3, R9, 2);
@@ -320,7 +321,7 @@ impl Offloader {
         self.asm.place(connect);
         self.connect(other);
         self.asm.place(other);
-        self.finish(OffloadVerdict::PassedOther, 2);
+        self.finish(OffloadVerdict::PassedOther, XdpVerdict::Pass);
     }
 
     /// The MAC of the source's network in the bucket of R5, under a key, in R0.
@@ -368,7 +369,7 @@ impl Offloader {
         self.asm.place(genuine);
         self.asm.load(Double, R1, R10, BACK);
         self.asm.jump_if(Above, R1, BUCKETS_BACK + BUCKETS_AHEAD, expired);
-        self.finish(OffloadVerdict::PassedGenuine, 2);
+        self.finish(OffloadVerdict::PassedGenuine, XdpVerdict::Pass);
         self.asm.place(expired);
         self.drop_as(OffloadVerdict::ExpiredId);
     }
@@ -399,7 +400,7 @@ impl Offloader {
         self.turn_around();
         self.asm.load(Double, R1, R10, VERDICT);
         self.asm.store(Word, R10, INDEX, R1);
-        self.asm.set(R6, 3);
+        self.asm.set(R6, XdpVerdict::Transmit as i32);
         self.asm.jump(self.end);
     }
 
@@ -610,13 +611,13 @@ impl Offloader {
     }
 
     fn drop_as(&mut self, verdict: OffloadVerdict) {
-        self.finish(verdict, 1);
+        self.finish(verdict, XdpVerdict::Drop);
     }
 
     /// Counts a verdict and ends with what the kernel is to do.
-    fn finish(&mut self, verdict: OffloadVerdict, action: i32) {
+    fn finish(&mut self, verdict: OffloadVerdict, action: XdpVerdict) {
         self.asm.store(Word, R10, INDEX, verdict as i32);
-        self.asm.set(R6, action);
+        self.asm.set(R6, action as i32);
         self.asm.jump(self.end);
     }
 
