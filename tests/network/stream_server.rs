@@ -30,6 +30,8 @@ use tempfile::TempDir;
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Message, WebSocket};
 
+pub(crate) use crate::support::eventually;
+
 /// How long anything may take before a test gives up on it.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -42,15 +44,6 @@ pub(crate) fn for_each_backend(test: impl Fn(StreamBackend)) {
             panic!("{error}")
         }
         Err(error) => eprintln!("skipped: {error}"),
-    }
-}
-
-/// Waits until something is so.
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < DEADLINE, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
