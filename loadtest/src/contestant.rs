@@ -70,7 +70,7 @@ pub(crate) enum ContestantStartError {
     /// A file for it cannot be read or written.
     #[error(transparent)]
     Fill(#[from] FillError),
-    /// There is no process.
+    /// The process could not be started.
     #[error(transparent)]
     Process(ServerError),
     /// The process does not serve.

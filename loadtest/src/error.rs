@@ -37,7 +37,7 @@ pub(crate) enum LoadtestError {
     /// A tracker cannot be started.
     #[error(transparent)]
     Start(#[from] ContestantStartError),
-    /// There is no skep to start, not even within this program.
+    /// No skep could be started, not even within this program.
     #[error("no skep could be started")]
     NoSkep,
     /// A run failed.
@@ -65,7 +65,7 @@ pub(crate) enum LoadtestError {
     /// Nothing is served.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// There is no plot.
+    /// The plot could not be drawn or written.
     #[error(transparent)]
     Plot(#[from] PlotError),
     /// A result cannot be written as JSON.

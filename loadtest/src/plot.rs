@@ -46,7 +46,7 @@ struct Line {
     parts: Vec<Points>,
 }
 
-/// Why there is no plot.
+/// Why a plot could not be drawn or written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlotError {
     /// It cannot be drawn.

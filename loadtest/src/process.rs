@@ -116,7 +116,7 @@ pub(crate) fn free_port(ip: IpAddr) -> io::Result<u16> {
 /// Why a process does not serve.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerError {
-    /// There is no program in the command of this name.
+    /// The command of this tracker names no program.
     #[error("the command of {0} is empty")]
     Empty(String),
     /// The program cannot be started.

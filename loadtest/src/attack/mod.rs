@@ -56,7 +56,7 @@ pub(crate) enum AttackError {
     /// Two sources would have one address.
     #[error("the networks given as --source have fewer addresses than needed")]
     FewAddresses,
-    /// There is no socket for the sources.
+    /// A socket for the sources could not be opened.
     #[error("no socket: {0}")]
     Socket(io::Error),
     /// No source has a connection id.

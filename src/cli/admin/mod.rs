@@ -66,7 +66,7 @@ pub(super) struct AdminArguments {
     /// The token; visible to other users of this host in the process list
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
-    /// Further tries if there is no response, 2 s apart
+    /// Further tries without a response, 2 s apart
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(..=1000))]
     retries: u32,
