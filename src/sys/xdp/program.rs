@@ -76,7 +76,7 @@ const HIGH: i16 = -168;
 const VERDICT: i16 = -176;
 
 /// A network around a source: how far [`HIGH`] is shifted to be it, and the multiple of the limit
-/// of one address that it has: as `limiter::prefix` has it, with which a test compares the program.
+/// of one address that it has. The same as in `limiter::prefix`.
 struct Prefix {
     shift: i32,
     times: i32,
