@@ -28,8 +28,8 @@ pub use relations::token_fault;
 pub use source::{Assignment, ConfigReport, SettingsSource};
 use values::Value;
 pub use values::{
-    AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, MemoryCap, NetworkList,
-    SnapshotMode, SourceHeader,
+    AccessMode, Bytes, ConnectionIdMac, InterfaceList, Io, LogFormat, LogLevel, MemoryCap,
+    NetworkList, SnapshotMode, SourceHeader, XDP_INTERFACES_MAX, Xdp, XdpMode, XdpNeighbours,
 };
 
 /// A setting, without its value.
@@ -224,6 +224,23 @@ sections! {
         /// Empty: a key of this host only, kept in server.state_dir. The variable
         /// SKEP_CONNECTION_ID_KEY (a key, or two separated by a comma) overrides both.
         key_file: String = String::new() => live;
+        /// off, or offload: a program in the kernel answers connects, and drops datagrams with a
+        /// forged or expired connection id and those of denied networks, before they reach the
+        /// network stack (XDP). Everything else goes to the sockets as before. Needs CAP_BPF and
+        /// CAP_NET_ADMIN, connection_id = "siphash" and Linux 5.19. Host firewalls do not see what
+        /// it answers: read docs/xdp.md first.
+        xdp: Xdp = Xdp::Off => live;
+        /// Interfaces that get the program. Empty: those that carry the addresses in listen; for a
+        /// wildcard address, those of the default routes. The loopback interface gets it only if it
+        /// is named here.
+        xdp_interfaces: InterfaceList = InterfaceList::default() => live;
+        /// Where the program runs. native: in the interface's driver; generic: behind the driver,
+        /// which every interface can do, at less gain; auto: native, or generic with a warning.
+        xdp_mode: XdpMode = XdpMode::Auto => live;
+        /// Where the program sends a response. swap: back to the station from which the request
+        /// came, which is right behind one gateway; fib: by the kernel's routes, and through the
+        /// sockets if these lead out of another interface.
+        xdp_neighbours: XdpNeighbours = XdpNeighbours::Swap => live;
     }
 
     /// The HTTP front end (BEP 3, 7, 21, 23, 24, 31, 48), and what WebSockets share with it: one

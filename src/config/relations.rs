@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::{Config, ConfigFinding, NetworkList, values};
+use super::{Config, ConfigFinding, ConnectionIdMac, NetworkList, Xdp, values};
 
 /// A setting that contradicts others.
 pub(super) struct Conflict {
@@ -54,7 +54,18 @@ impl Config {
             all.push(Conflict::new(("admin", "token"), &[], problem));
         }
         all.extend(self.interval_conflicts());
+        all.extend(self.xdp_conflicts());
         all
+    }
+
+    /// What the XDP program cannot work with.
+    fn xdp_conflicts(&self) -> Option<Conflict> {
+        let is_on = self.udp.xdp != Xdp::Off;
+        (is_on && self.udp.connection_id != ConnectionIdMac::Siphash).then(|| {
+            let problem = "needs udp.connection_id = \"siphash\": a program in the kernel cannot \
+                           compute HMAC-SHA-256; remedy: choose siphash, or udp.xdp = \"off\"";
+            Conflict::new(("udp", "xdp"), &[("udp", "connection_id")], problem)
+        })
     }
 
     /// Contradictions between the tracker's rules.

@@ -32,6 +32,35 @@ pub enum ConnectionIdMac {
     HmacSha256,
 }
 
+/// Which datagrams are answered before the kernel's network stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Xdp {
+    /// None.
+    Off,
+    /// Connects are answered, and what is forged is dropped, by a program in the kernel.
+    Offload,
+}
+
+/// How an XDP program is attached to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver if that works, else behind it.
+    Auto,
+    /// In the driver.
+    Native,
+    /// Behind the driver: any interface can do that.
+    Generic,
+}
+
+/// Where an XDP program sends a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpNeighbours {
+    /// Back to the station that sent the request.
+    Swap,
+    /// Where the kernel's routes and neighbours say.
+    Fib,
+}
+
 /// Headers in which reverse proxies name clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceHeader {
@@ -181,6 +210,23 @@ impl Serialize for NetworkList {
         self.0.serialize(serializer)
     }
 }
+
+/// Names of network interfaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceList(pub Vec<String>);
+
+impl Serialize for InterfaceList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+/// Most interfaces with an XDP program. Each has a program and counters in the kernel, and series
+/// in the metrics.
+pub const XDP_INTERFACES_MAX: usize = 8;
+
+/// Most bytes of an interface's name: the kernel's `IFNAMSIZ` without its end.
+const INTERFACE_BYTES_MAX: usize = 15;
 
 /// Most bytes of the `tracker id`: clients send it back, escaped, in every request.
 pub(super) const TRACKER_ID_BYTES_MAX: usize = 128;
@@ -349,6 +395,38 @@ impl Value for NetworkList {
     }
 }
 
+impl Value for InterfaceList {
+    fn allowed(_: Option<(u64, u64)>) -> String {
+        format!("a list of at most {XDP_INTERFACES_MAX} interfaces, such as [\"eth0\"]")
+    }
+
+    fn read(
+        value: &Toml,
+        _: &ValueContext<'_>,
+        _: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>> {
+        let is_name = |text: &str| {
+            let is_fit = (1..=INTERFACE_BYTES_MAX).contains(&text.len());
+            is_fit && text.bytes().all(|it| it.is_ascii_graphic() && !matches!(it, b'/' | b':'))
+        };
+        let name = |item: &Toml| {
+            let name = item.as_str().map(str::trim).filter(|it| is_name(it));
+            name.map(str::to_owned).ok_or_else(|| {
+                let what = "is not the name of an interface: 1 to 15 characters, without blanks";
+                ValueError::new(item, what)
+            })
+        };
+        let mut names = read::list(value, name)?;
+        names.sort();
+        names.dedup();
+        if names.len() > XDP_INTERFACES_MAX {
+            let what = format!("has too many interfaces: at most {XDP_INTERFACES_MAX}");
+            return ValueError::new(value, &what).alone();
+        }
+        Ok(Self(names))
+    }
+}
+
 impl Value for SocketAddr {
     fn allowed(_: Option<(u64, u64)>) -> String {
         "an address with a port, such as \"127.0.0.1:6970\" or \"[::1]:6970\"".into()
@@ -432,6 +510,9 @@ macro_rules! choices {
 
 choices! {
     Io: Auto "auto" Uring "uring" Mmsg "mmsg";
+    Xdp: Off "off" Offload "offload";
+    XdpMode: Auto "auto" Native "native" Generic "generic";
+    XdpNeighbours: Swap "swap" Fib "fib";
     ConnectionIdMac: Siphash "siphash" HmacSha256 "hmac-sha256";
     SourceHeader: Any "" Forwarded "forwarded" XForwardedFor "x-forwarded-for" XRealIp "x-real-ip";
     AccessMode: Open "open" Registered "registered" Private "private";
@@ -489,6 +570,21 @@ mod tests {
         }
         assert!(read::<MemoryCap>(&Toml::Integer(-1)).is_err());
         assert!(read::<MemoryCap>(&Toml::Boolean(true)).is_err());
+    }
+
+    #[test]
+    fn interfaces_are_a_short_list_of_names() {
+        let list = |names: &[&str]| Toml::Array(names.iter().map(|it| (*it).into()).collect());
+        let names = |names: &[&str]| InterfaceList(names.iter().map(|it| (*it).into()).collect());
+        assert_eq!(read(&list(&["eth1", " eth0", "eth1"])), Ok(names(&["eth0", "eth1"])));
+        assert_eq!(read(&list(&["enp1s0f0np0.100"])), Ok(names(&["enp1s0f0np0.100"])));
+        for bad in ["", "a/b", "eth0:1", "et h", "interface-number", "été"] {
+            assert_eq!(read::<InterfaceList>(&list(&[bad])).unwrap_err().len(), 1, "{bad}");
+        }
+        let many: Vec<_> = (0..=XDP_INTERFACES_MAX).map(|it| format!("eth{it}")).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        assert!(read::<InterfaceList>(&list(&many)).is_err());
+        assert!(read::<InterfaceList>(&list(&many[1..])).is_ok());
     }
 
     #[test]

@@ -13,6 +13,9 @@ const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const LINK_CREATE: libc::c_long = 28;
+const ATTACH_TO_XDP: u32 = 37;
 const PROG_TYPE_XDP: u32 = 6;
 const NO_PREALLOC: u32 = 1;
 /// Most bytes of the verifier's reason that are kept.
@@ -62,6 +65,31 @@ pub enum XdpVerdict {
     Pass = 2,
     /// The frame, as the program left it, goes back out of the interface.
     Transmit = 3,
+}
+
+/// Where a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum AttachMode {
+    /// In the interface's driver, before the kernel makes a packet of a frame.
+    Native,
+    /// Behind the driver. Every interface can do that.
+    Generic,
+}
+
+impl AttachMode {
+    /// The label used in metrics, logs and the ready line.
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
+
+    /// linux/if_link.h: `XDP_FLAGS_DRV_MODE`, `XDP_FLAGS_SKB_MODE`.
+    fn flags(self) -> u32 {
+        match self {
+            Self::Native => 1 << 2,
+            Self::Generic => 1 << 1,
+        }
+    }
 }
 
 /// Why the kernel took no program.
@@ -293,5 +321,70 @@ impl XdpProgram {
             _ => XdpVerdict::Aborted,
         };
         Ok((verdict, out))
+    }
+
+    /// Attaches the program to the interface with this index, until the result goes out of scope or
+    /// the process ends, however that is. Needs no capability from Linux 5.19 on: that a process
+    /// has the program is enough.
+    ///
+    /// # Errors
+    /// Errors of the system call: `EBUSY` if another program is attached to the interface,
+    /// `EOPNOTSUPP` if its driver cannot run programs, `ENODEV` if there is no such interface.
+    pub fn attach(&self, interface: u32, mode: AttachMode) -> io::Result<XdpLink> {
+        let mut attributes = CreateLink {
+            program: self.0.as_raw_fd().cast_unsigned(),
+            interface,
+            kind: ATTACH_TO_XDP,
+            flags: mode.flags(),
+        };
+        Ok(XdpLink(descriptor_of(LINK_CREATE, &mut attributes)?))
+    }
+}
+
+#[repr(C)]
+struct CreateLink {
+    program: u32,
+    interface: u32,
+    kind: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct GetInfo {
+    descriptor: u32,
+    bytes: u32,
+    info: u64,
+}
+
+/// The beginning of the kernel's description of a link to an interface.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    interface: u32,
+    end: u32,
+}
+
+/// A program that is attached to an interface. Detaches the program when it goes out of scope.
+#[derive(Debug)]
+pub struct XdpLink(OwnedFd);
+
+impl XdpLink {
+    /// Whether the interface still exists: one that is removed takes its program along.
+    ///
+    /// # Errors
+    /// Errors of the system call.
+    pub fn is_attached(&self) -> io::Result<bool> {
+        let mut info = LinkInfo::default();
+        let mut attributes = GetInfo {
+            descriptor: self.0.as_raw_fd().cast_unsigned(),
+            bytes: u32::try_from(size_of::<LinkInfo>()).unwrap_or(0),
+            info: pointer(std::ptr::from_mut(&mut info)),
+        };
+        bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+        Ok(info.interface != 0)
     }
 }
