@@ -15,10 +15,13 @@ use skep::frontend::udp::UdpFrontend;
 use skep::frontend::{RESPONSE_BYTES_MAX, Responder as _};
 use skep::store::Store;
 use skep::sys::xdp::kernel::{LoadError, XdpProgram, XdpVerdict};
-use skep::sys::xdp::offload::{Offload, OffloadKeys, OffloadSettings, OffloadVerdict};
+use skep::sys::xdp::offload::{
+    Offload, OffloadCount, OffloadCounts, OffloadKeys, OffloadProgram, OffloadSettings,
+    OffloadVerdict,
+};
 use skep::time::Now;
 use skep::tracker::Tracker;
-use skep::types::Dropped;
+use skep::types::{Dropped, Family};
 
 /// What the kernel's clock is ahead of the tests' moment by: they begin in the middle of a bucket.
 const BEGIN_S: u64 = 1_800_000_000 / 64 * 64 + 32;
@@ -29,7 +32,8 @@ const MAGIC: u64 = 0x0417_2710_1980;
 
 /// The program, and the tracker whose sockets it stands before.
 struct Setup {
-    offload: Offload,
+    offload: RefCell<Offload>,
+    program: OffloadProgram,
     clock_offset_ns: u64,
     ids: ConnectionIds,
     frontend: RefCell<UdpFrontend>,
@@ -56,31 +60,36 @@ fn client(family: u8) -> SocketAddr {
 impl Setup {
     /// `None` where this process may not load programs.
     fn new(limit: Option<(u32, u32)>) -> Option<Self> {
-        let offload = match Offload::load() {
-            Ok(offload) => offload,
+        let loaded = Offload::create().and_then(|offload| Ok((offload.load()?, offload)));
+        let (program, mut offload) = match loaded {
+            Ok(loaded) => loaded,
             Err(LoadError::Map(error)) if error.raw_os_error() == Some(libc::EPERM) => {
                 eprintln!("skipped: programs for XDP take CAP_BPF and CAP_NET_ADMIN: {error}");
                 return None;
             }
             Err(error) => panic!("{error}"),
         };
-        [4, 6].into_iter().for_each(|family| offload.add_target(server(family)).unwrap());
+        assert_eq!(offload.set_targets([4, 6].map(server)).unwrap(), 0);
         let keys = KeyPair { active: KEY, staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
         let store = Arc::new(Store::new(Default::default()));
         let tracker = Tracker::new(store, Default::default(), 1, 0, 1);
         let frontend = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
         let clock_offset_ns = BEGIN_S * 1_000_000_000 - monotonic_ns();
-        let setup = Self { offload, clock_offset_ns, ids, frontend: RefCell::new(frontend) };
+        let (offload, frontend) = (RefCell::new(offload), RefCell::new(frontend));
+        let setup = Self { offload, program, clock_offset_ns, ids, frontend };
         setup.set(KEY, None, limit);
         Some(setup)
     }
 
     fn set(&self, active: [u8; 32], staging: Option<[u8; 32]>, limit: Option<(u32, u32)>) {
         let keys = OffloadKeys { active: first_half(active), staging: staging.map(first_half) };
+        self.offload.borrow().set(self.settings(keys, limit)).unwrap();
+    }
+
+    fn settings(&self, keys: OffloadKeys, limit: Option<(u32, u32)>) -> OffloadSettings {
         let clock_offset_ns = self.clock_offset_ns;
-        let settings = OffloadSettings { keys, clock_offset_ns, limit, seed: [1, 2] };
-        self.offload.set(settings).unwrap();
+        OffloadSettings { keys, clock_offset_ns, limit, seed: [1, 2], asks_routes: false }
     }
 
     /// The tests' moment.
@@ -92,17 +101,29 @@ impl Setup {
     #[track_caller]
     fn run(&self, frame: &[u8]) -> (XdpVerdict, Vec<u8>, Option<OffloadVerdict>) {
         let before = self.counts();
-        let (verdict, out) = self.offload.program().test(frame).unwrap();
-        let counted: Vec<_> = before.iter().zip(self.counts()).collect();
-        let counted = OffloadVerdict::ALL.iter().zip(counted).filter(|(_, (old, new))| new != *old);
-        let counted: Vec<_> = counted.map(|(verdict, _)| *verdict).collect();
+        let (verdict, out) = self.program.program().test(frame).unwrap();
+        let counted = difference(before, self.counts());
         assert!(counted.len() <= 1, "{counted:?}");
-        (verdict, out, counted.first().copied())
+        (verdict, out, counted.first().map(|it| it.0))
     }
 
-    fn counts(&self) -> Vec<u64> {
-        OffloadVerdict::ALL.iter().map(|it| self.offload.count(*it).unwrap()).collect()
+    fn counts(&self) -> OffloadCounts {
+        self.program.counts().unwrap()
     }
+}
+
+/// What was counted between two readings.
+fn difference(
+    before: OffloadCounts,
+    after: OffloadCounts,
+) -> Vec<(OffloadVerdict, Family, OffloadCount)> {
+    let all = OffloadVerdict::ALL.iter().flat_map(|it| Family::ALL.map(|family| (*it, family)));
+    let counted = all.map(|(verdict, family)| {
+        let (old, new) = (before.of(verdict, family), after.of(verdict, family));
+        let datagrams = new.datagrams - old.datagrams;
+        (verdict, family, OffloadCount { datagrams, bytes: new.bytes - old.bytes })
+    });
+    counted.filter(|it| it.2 != OffloadCount::default()).collect()
 }
 
 /// A frame in parts, so that tests can spoil each.
@@ -469,19 +490,69 @@ fn denied_networks_are_dropped_and_exempt_ones_not_limited() {
         let family = if source.is_ipv4() { 4 } else { 6 };
         setup.run(&Frame { source, ..Frame::connect(family) }.bytes()).2.unwrap()
     };
-    setup.offload.deny("203.0.113.0".parse().unwrap(), 24).unwrap();
-    setup.offload.deny("2001:db8:bad::".parse().unwrap(), 48).unwrap();
+    let network = |address: &str, bits| (address.parse::<IpAddr>().unwrap(), bits);
+    let denied = [network("203.0.113.0", 24), network("2001:db8:bad::", 48)];
+    setup.offload.borrow_mut().set_denied(denied).unwrap();
     assert_eq!(from("203.0.113.255:1"), OffloadVerdict::NetworkDenied);
     assert_eq!(from("[2001:db8:bad:1::1]:1"), OffloadVerdict::NetworkDenied);
     assert_eq!(from("203.0.112.255:1"), OffloadVerdict::Answered);
     assert_eq!(from("[2001:db8:bae::1]:1"), OffloadVerdict::Answered);
-    setup.offload.exempt("192.0.2.64".parse().unwrap(), 26).unwrap();
+    setup.offload.borrow_mut().set_exempt([network("192.0.2.64", 26)]).unwrap();
     for _ in 0..10 {
         assert_eq!(from("192.0.2.65:1"), OffloadVerdict::Answered);
     }
     let denied = setup
         .run(&Frame { source: "203.0.113.1:1".parse().unwrap(), ..Frame::announce(4, 1) }.bytes());
     assert_eq!((denied.0, denied.2), (XdpVerdict::Drop, Some(OffloadVerdict::NetworkDenied)));
+    setup.offload.borrow_mut().set_denied([network("203.0.112.0", 24)]).unwrap();
+    assert_eq!(from("203.0.112.255:1"), OffloadVerdict::NetworkDenied);
+    assert_eq!(from("203.0.113.255:1"), OffloadVerdict::Answered, "no longer denied");
+}
+
+#[test]
+fn what_is_too_much_for_a_map_is_left_out() {
+    let Some(setup) = Setup::new(None) else { return };
+    let target = |port| SocketAddr::new(server(4).ip(), port);
+    let many = || (1..=1030).map(target);
+    let set = |targets: Vec<SocketAddr>| setup.offload.borrow_mut().set_targets(targets).unwrap();
+    assert_eq!(set(many().collect()), 6);
+    assert_eq!(set(many().chain([target(7)]).take(1024).collect()), 0, "the same again");
+    let counted = |port| {
+        let frame = Frame { target: target(port), ..Frame::connect(4) };
+        setup.run(&frame.bytes()).2
+    };
+    assert_eq!([1024, 1025].map(counted), [Some(OffloadVerdict::Answered), None]);
+    assert_eq!(set(vec![target(1025)]), 0);
+    assert_eq!([1024, 1025].map(counted), [None, Some(OffloadVerdict::Answered)]);
+}
+
+#[test]
+fn datagrams_are_counted_by_verdict_and_family_with_their_bytes() {
+    let Some(setup) = Setup::new(None) else { return };
+    for (family, number) in [(Family::V4, 4), (Family::V6, 6)] {
+        for (frame, verdict, bytes) in [
+            (Frame::connect(number), OffloadVerdict::Answered, 16),
+            (Frame::announce(number, 1), OffloadVerdict::ForgedId, 98),
+            (Frame::new(number, vec![0; 40]), OffloadVerdict::PassedOther, 40),
+        ] {
+            let before = setup.counts();
+            setup.run(&frame.bytes());
+            let expected = (verdict, family, OffloadCount { datagrams: 1, bytes });
+            assert_eq!(difference(before, setup.counts()), [expected]);
+        }
+    }
+}
+
+#[test]
+fn a_connect_passes_where_the_kernel_has_no_route_back() {
+    let Some(setup) = Setup::new(None) else { return };
+    let keys = OffloadKeys { active: first_half(KEY), staging: None };
+    let settings = OffloadSettings { asks_routes: true, ..setup.settings(keys, None) };
+    setup.offload.borrow().set(settings).unwrap();
+    for frame in kinds(Frame::connect) {
+        let counted = passes(&setup, "the interface of a test run has no routes", &frame.bytes());
+        assert_eq!(counted, Some(OffloadVerdict::PassedNoRoute));
+    }
 }
 
 #[test]

@@ -91,7 +91,7 @@ pub enum Condition {
 pub enum Helper {
     MapLookupElem = 1,
     KtimeGetNs = 5,
-    GetPrandomU32 = 7,
+    FibLookup = 69,
 }
 
 /// A place in the program that jumps lead to.

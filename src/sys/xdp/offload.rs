@@ -13,16 +13,18 @@
 //! The program keeps no state of clients but the loads of its rate limit. It reads the settings in
 //! force from a map with two places, of which a second map names one: they are replaced as a whole.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use super::kernel::{LoadError, Map, MapKind, MapShape, XdpProgram};
+use super::kernel::{AttachMode, LoadError, Map, MapKind, MapShape, XdpLink, XdpProgram};
 use super::program::{self, ProgramMaps};
+use crate::types::Family;
 
-/// Addresses and ports that are served.
-pub const TARGETS_MAX: u32 = 1024;
-/// Networks that are denied or exempt.
-pub const NETWORKS_MAX: u32 = 65_536;
+/// Most addresses, each with its port, that are served.
+pub const TARGETS_MAX: usize = 1024;
+/// Most networks that are denied, and most that are exempt: 5 MiB of the kernel's memory each.
+pub const NETWORKS_MAX: usize = 65_536;
 /// Bits of the number of loads: 2 MiB. A source shares its load with those that have the same hash:
 /// at a million forged sources a second, each load gets 15 charges a second, of 1000 that the usual
 /// limit allows.
@@ -48,6 +50,9 @@ pub enum OffloadVerdict {
     NetworkDenied,
     /// An announce or scrape with a genuine id: for the sockets.
     PassedGenuine,
+    /// A connect whose response would leave by another interface, or to a station that is not
+    /// known yet: for the sockets.
+    PassedNoRoute,
     /// Anything else: for the sockets.
     PassedOther,
 }
@@ -55,10 +60,15 @@ pub enum OffloadVerdict {
 impl OffloadVerdict {
     /// All of them.
     pub const ALL: &[Self] = <Self as strum::VariantArray>::VARIANTS;
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// Keys of connection ids: the first 16 bytes of each.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct OffloadKeys {
     /// The key of new ids.
     pub active: [u8; 16],
@@ -67,7 +77,7 @@ pub struct OffloadKeys {
 }
 
 /// What the program follows. Replaced as a whole.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct OffloadSettings {
     /// Keys of connection ids.
     pub keys: OffloadKeys,
@@ -77,6 +87,9 @@ pub struct OffloadSettings {
     pub limit: Option<(u32, u32)>,
     /// Seed of the hash by which sources share loads: random, and secret.
     pub seed: [u64; 2],
+    /// Whether responses go where the kernel's routes say, instead of back to the station from
+    /// which the request came.
+    pub asks_routes: bool,
 }
 
 /// The settings as the program reads them. All are 8 bytes in the host's order.
@@ -94,10 +107,14 @@ pub(super) enum Field {
     Interval,
     /// Nanoseconds by which a load may be ahead of the clock.
     Burst,
+    /// 1 if the kernel's routes are asked.
+    AsksRoutes,
 }
 
-const SETTINGS_BYTES: u32 = (Field::Burst as u32 + 1) * 8;
+const SETTINGS_BYTES: u32 = (Field::AsksRoutes as u32 + 1) * 8;
 const VERDICTS: u32 = OffloadVerdict::PassedOther as u32 + 1;
+/// Bytes of a counter: datagrams, and bytes of their payload.
+const COUNTER_BYTES: usize = 16;
 
 impl Field {
     /// Where the field is.
@@ -128,6 +145,7 @@ impl OffloadSettings {
             self.seed[1],
             interval,
             burst,
+            u64::from(self.asks_routes),
         ];
         let mut bytes = [0; SETTINGS_BYTES as usize];
         for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
@@ -137,16 +155,89 @@ impl OffloadSettings {
     }
 }
 
-/// The program, with the maps through which it is set and read.
+/// The maps that the programs of all interfaces share.
 #[derive(Debug)]
 pub struct Offload {
-    program: XdpProgram,
-    targets: Map,
-    denied: Map,
-    exempt: Map,
+    targets: Keys,
+    denied: Keys,
+    exempt: Keys,
     settings: Map,
     current: Map,
+    loads: Map,
+    slips: Map,
+}
+
+/// The program of one interface, with its counters.
+#[derive(Debug)]
+pub struct OffloadProgram {
+    program: XdpProgram,
     counters: Map,
+}
+
+/// Datagrams with one verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OffloadCount {
+    /// How many.
+    pub datagrams: u64,
+    /// Bytes of their payload as they arrived.
+    pub bytes: u64,
+}
+
+/// Datagrams since a program was loaded, by verdict and family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OffloadCounts([[OffloadCount; 2]; VERDICTS as usize]);
+
+impl OffloadCounts {
+    /// Those of one verdict and family.
+    pub fn of(&self, verdict: OffloadVerdict, family: Family) -> OffloadCount {
+        self.0[verdict as usize][usize::from(family == Family::V4)]
+    }
+
+    /// Adds those of another program.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, more) in self.0.iter_mut().flatten().zip(other.0.iter().flatten()) {
+            sum.datagrams += more.datagrams;
+            sum.bytes += more.bytes;
+        }
+    }
+}
+
+/// A map of which the keys alone matter, and what it holds.
+#[derive(Debug)]
+struct Keys {
+    map: Map,
+    present: HashSet<[u8; 20]>,
+    entries_max: usize,
+}
+
+impl Keys {
+    fn create(kind: MapKind, entries_max: usize) -> io::Result<Self> {
+        let count = u32::try_from(entries_max).unwrap_or(u32::MAX);
+        let shape = MapShape { kind, key_bytes: 20, value_bytes: 4, entries_max: count };
+        Ok(Self { map: Map::create(shape)?, present: HashSet::new(), entries_max })
+    }
+
+    /// Has exactly these keys, or the first of them if they are too many. Returns how many were
+    /// left out. What is there before and after stays there all the time.
+    fn replace(&mut self, keys: impl IntoIterator<Item = [u8; 20]>) -> io::Result<usize> {
+        let (mut wanted, mut left_out) = (HashSet::new(), 0);
+        for key in keys {
+            if wanted.len() < self.entries_max || wanted.contains(&key) {
+                wanted.insert(key);
+            } else {
+                left_out += 1;
+            }
+        }
+        for key in self.present.difference(&wanted).copied().collect::<Vec<_>>() {
+            self.map.remove(&key)?;
+            self.present.remove(&key);
+        }
+        for key in wanted.difference(&self.present).copied().collect::<Vec<_>>() {
+            self.map.set(&key, &[0; 4])?;
+            self.present.insert(key);
+        }
+        Ok(left_out)
+    }
 }
 
 /// An address as the program compares it: 16 bytes, an IPv4 address mapped.
@@ -165,7 +256,7 @@ fn target_key(target: SocketAddr) -> [u8; 20] {
 }
 
 /// The key of a network: bits that count, then the bits.
-fn network_key(network: IpAddr, prefix_bits: u8) -> [u8; 20] {
+fn network_key((network, prefix_bits): (IpAddr, u8)) -> [u8; 20] {
     let mapped_bits = if network.is_ipv4() { 96 } else { 0 };
     let mut key = [0; 20];
     key[..4].copy_from_slice(&(mapped_bits + u32::from(prefix_bits)).to_ne_bytes());
@@ -174,37 +265,48 @@ fn network_key(network: IpAddr, prefix_bits: u8) -> [u8; 20] {
 }
 
 impl Offload {
-    /// Makes the maps, and has the kernel verify the program. Nothing is served before
-    /// [`Self::set`] and [`Self::add_target`].
+    /// Makes the maps.
+    ///
+    /// # Errors
+    /// [`LoadError`]: without `CAP_BPF`, or if the kernel is too old.
+    pub fn create() -> Result<Self, LoadError> {
+        let array = |value_bytes, entries_max| {
+            Map::create(MapShape { kind: MapKind::Array, key_bytes: 4, value_bytes, entries_max })
+        };
+        Ok(Self {
+            targets: Keys::create(MapKind::Hash, TARGETS_MAX)?,
+            denied: Keys::create(MapKind::Prefixes, NETWORKS_MAX)?,
+            exempt: Keys::create(MapKind::Prefixes, NETWORKS_MAX)?,
+            settings: array(SETTINGS_BYTES, 2)?,
+            current: array(4, 1)?,
+            loads: array(8, 1 << LOAD_BITS)?,
+            slips: array(8, 1 << SLIP_BITS)?,
+        })
+    }
+
+    /// Has the kernel verify a program for one interface. Datagrams are neither answered nor
+    /// dropped before [`Self::set`] and [`Self::set_targets`].
     ///
     /// # Errors
     /// [`LoadError`]: without `CAP_BPF` and `CAP_NET_ADMIN`, or if the kernel is too old.
-    pub fn load() -> Result<Self, LoadError> {
-        let map = |kind, key_bytes, value_bytes, entries_max| {
-            Map::create(MapShape { kind, key_bytes, value_bytes, entries_max })
-        };
-        let array = |value_bytes, entries| map(MapKind::Array, 4, value_bytes, entries);
-        let targets = map(MapKind::Hash, 20, 4, TARGETS_MAX)?;
-        let denied = map(MapKind::Prefixes, 20, 4, NETWORKS_MAX)?;
-        let exempt = map(MapKind::Prefixes, 20, 4, NETWORKS_MAX)?;
-        let settings = array(SETTINGS_BYTES, 2)?;
-        let current = array(4, 1)?;
-        // The program alone uses these two: it keeps them.
-        let loads = array(8, 1 << LOAD_BITS)?;
-        let slips = array(8, 1 << SLIP_BITS)?;
-        let counters = map(MapKind::PerCpuArray, 4, 8, VERDICTS)?;
+    pub fn load(&self) -> Result<OffloadProgram, LoadError> {
+        let counters = Map::create(MapShape {
+            kind: MapKind::PerCpuArray,
+            key_bytes: 4,
+            value_bytes: COUNTER_BYTES as u32,
+            entries_max: 2 * VERDICTS,
+        })?;
         let maps = ProgramMaps {
-            targets: targets.descriptor(),
-            denied: denied.descriptor(),
-            exempt: exempt.descriptor(),
-            settings: settings.descriptor(),
-            current: current.descriptor(),
-            loads: loads.descriptor(),
-            slips: slips.descriptor(),
+            targets: self.targets.map.descriptor(),
+            denied: self.denied.map.descriptor(),
+            exempt: self.exempt.map.descriptor(),
+            settings: self.settings.descriptor(),
+            current: self.current.descriptor(),
+            loads: self.loads.descriptor(),
+            slips: self.slips.descriptor(),
             counters: counters.descriptor(),
         };
-        let program = XdpProgram::load(&program::assemble(maps))?;
-        Ok(Self { program, targets, denied, exempt, settings, current, counters })
+        Ok(OffloadProgram { program: XdpProgram::load(&program::assemble(maps))?, counters })
     }
 
     /// Replaces the settings. Frames that are being judged follow the former ones.
@@ -219,46 +321,66 @@ impl Offload {
         self.current.set(&zero, &other.to_ne_bytes())
     }
 
-    /// Serves an address of this host, with its port. One that is unspecified matches no frame.
-    ///
-    /// # Errors
-    /// `E2BIG` from [`TARGETS_MAX`] on.
-    pub fn add_target(&self, target: SocketAddr) -> io::Result<()> {
-        self.targets.set(&target_key(target), &[0; 4])
-    }
-
-    /// No longer serves an address.
-    ///
-    /// # Errors
-    /// `ENOENT` if the address was not served.
-    pub fn remove_target(&self, target: SocketAddr) -> io::Result<()> {
-        self.targets.remove(&target_key(target))
-    }
-
-    /// Drops what comes from a network.
-    ///
-    /// # Errors
-    /// `ENOSPC` from [`NETWORKS_MAX`] on, `EINVAL` for a prefix that is too long.
-    pub fn deny(&self, network: IpAddr, prefix_bits: u8) -> io::Result<()> {
-        self.denied.set(&network_key(network, prefix_bits), &[0; 4])
-    }
-
-    /// Puts a network under no limit.
-    ///
-    /// # Errors
-    /// As [`Self::deny`].
-    pub fn exempt(&self, network: IpAddr, prefix_bits: u8) -> io::Result<()> {
-        self.exempt.set(&network_key(network, prefix_bits), &[0; 4])
-    }
-
-    /// How many datagrams had a verdict since the program was loaded.
+    /// Serves these addresses of this host, each with its port, and no others. One that is
+    /// unspecified matches no frame. Returns how many were too many, see [`TARGETS_MAX`].
     ///
     /// # Errors
     /// Errors of the system call.
-    pub fn count(&self, verdict: OffloadVerdict) -> io::Result<u64> {
-        let counts = self.counters.get(&(verdict as u32).to_ne_bytes())?;
-        let counts = counts.chunks_exact(8).filter_map(|it| it.try_into().ok());
-        Ok(counts.map(u64::from_ne_bytes).sum())
+    pub fn set_targets(
+        &mut self,
+        targets: impl IntoIterator<Item = SocketAddr>,
+    ) -> io::Result<usize> {
+        self.targets.replace(targets.into_iter().map(target_key))
+    }
+
+    /// Drops what comes from these networks, each with the bits of its prefix, and from no others.
+    /// Returns how many were too many, see [`NETWORKS_MAX`].
+    ///
+    /// # Errors
+    /// Errors of the system call, `EINVAL` for a prefix that is too long.
+    pub fn set_denied(
+        &mut self,
+        networks: impl IntoIterator<Item = (IpAddr, u8)>,
+    ) -> io::Result<usize> {
+        self.denied.replace(networks.into_iter().map(network_key))
+    }
+
+    /// Puts these networks under no limit, and no others. Returns how many were too many.
+    ///
+    /// # Errors
+    /// As [`Self::set_denied`].
+    pub fn set_exempt(
+        &mut self,
+        networks: impl IntoIterator<Item = (IpAddr, u8)>,
+    ) -> io::Result<usize> {
+        self.exempt.replace(networks.into_iter().map(network_key))
+    }
+}
+
+impl OffloadProgram {
+    /// Datagrams since the program was loaded.
+    ///
+    /// # Errors
+    /// Errors of the system call.
+    pub fn counts(&self) -> io::Result<OffloadCounts> {
+        let mut counts = OffloadCounts::default();
+        for (index, count) in (0_u32..).zip(counts.0.iter_mut().flatten()) {
+            let of_all_cpus = self.counters.get(&index.to_ne_bytes())?;
+            for of_a_cpu in of_all_cpus.chunks_exact(COUNTER_BYTES) {
+                let number = |at| u64::from_ne_bytes(std::array::from_fn(|i| of_a_cpu[at + i]));
+                count.datagrams += number(0);
+                count.bytes += number(8);
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Attaches the program to an interface, see [`XdpProgram::attach`].
+    ///
+    /// # Errors
+    /// As [`XdpProgram::attach`].
+    pub fn attach(&self, interface: u32, mode: AttachMode) -> io::Result<XdpLink> {
+        self.program.attach(interface, mode)
     }
 
     /// The program.

@@ -74,6 +74,20 @@ const PLACES: i16 = -160;
 /// The source's first 64 bits in the host's order; an IPv4 address is the upper half.
 const HIGH: i16 = -168;
 const VERDICT: i16 = -176;
+/// What the kernel gave the program.
+const CONTEXT: i16 = -184;
+/// What the kernel's routes are asked, and say.
+const ROUTE: i16 = -248;
+
+// Offsets in the context (linux/bpf.h, xdp_md) and in a question for a route (bpf_fib_lookup).
+const CONTEXT_INTERFACE: i16 = 12;
+const ROUTE_BYTES: i16 = 64;
+const ROUTE_PROTOCOL: i16 = 1;
+const ROUTE_INTERFACE: i16 = 8;
+const ROUTE_FROM: i16 = 16;
+const ROUTE_TO: i16 = 32;
+const ROUTE_OUR_MAC: i16 = 52;
+const ROUTE_NEXT_MAC: i16 = 58;
 
 /// A network around a source: how far [`HIGH`] is shifted to be it, and the multiple of the limit
 /// of one address that it has. The same as in `limiter::prefix`.
@@ -151,6 +165,7 @@ impl Offloader {
     /// Ethernet, a VLAN tag, IP: leaves R9 at the UDP header and R4 at the bytes behind IP's.
     fn frame(&mut self) {
         let (v4, v6, udp) = (self.asm.label(), self.asm.label(), self.asm.label());
+        self.asm.store(Double, R10, CONTEXT, R1);
         self.asm.load(Word, R7, R1, 0);
         self.asm.load(Word, R8, R1, 4);
         self.need(R7, 14);
@@ -381,6 +396,7 @@ impl Offloader {
         self.asm.set_double(R1, MAGIC.to_be());
         self.asm.jump_if(NotEqual, R3, R1, other);
         self.verify_checksum(other);
+        self.find_route();
         self.bucket();
         self.asm.store(Double, R10, BUCKET, R0);
         self.limit();
@@ -458,11 +474,74 @@ impl Offloader {
         self.asm.place(verified);
     }
 
+    /// Passes what the kernel would not send out of the interface through which the request came,
+    /// if routes are to be asked.
+    fn find_route(&mut self) {
+        let asm = &mut self.asm;
+        let (found, v6, asked, none) = (asm.label(), asm.label(), asm.label(), asm.label());
+        asm.load(Double, R3, R6, Field::AsksRoutes.offset());
+        asm.jump_if(Equal, R3, 0, found);
+        for at in (0..ROUTE_BYTES).step_by(8) {
+            asm.store(Double, R10, ROUTE + at, 0);
+        }
+        asm.store(Byte, R10, ROUTE + ROUTE_PROTOCOL, UDP);
+        asm.load(Double, R3, R10, IS_V4);
+        asm.jump_if(Equal, R3, 0, v6);
+        asm.store(Byte, R10, ROUTE, libc::AF_INET);
+        for (to, from) in [(ROUTE_FROM, TARGET + 12), (ROUTE_TO, SOURCE + 12)] {
+            asm.load(Word, R3, R10, from);
+            asm.store(Word, R10, ROUTE + to, R3);
+        }
+        asm.jump(asked);
+        asm.place(v6);
+        asm.store(Byte, R10, ROUTE, libc::AF_INET6);
+        for (to, from) in [(ROUTE_FROM, TARGET), (ROUTE_TO, SOURCE)] {
+            for word in (0..16).step_by(4) {
+                asm.load(Word, R3, R10, from + word);
+                asm.store(Word, R10, ROUTE + to + word, R3);
+            }
+        }
+        asm.place(asked);
+        asm.load(Double, R1, R10, CONTEXT);
+        asm.load(Word, R3, R1, CONTEXT_INTERFACE);
+        asm.store(Word, R10, ROUTE + ROUTE_INTERFACE, R3);
+        asm.set(R2, R10);
+        asm.add(R2, i32::from(ROUTE));
+        asm.set(R3, i32::from(ROUTE_BYTES));
+        asm.set(R4, 0);
+        asm.call(Helper::FibLookup);
+        asm.jump_if(NotEqual, R0, 0, none);
+        asm.load(Double, R1, R10, CONTEXT);
+        asm.load(Word, R1, R1, CONTEXT_INTERFACE);
+        asm.load(Word, R3, R10, ROUTE + ROUTE_INTERFACE);
+        asm.jump_if(Equal, R1, R3, found);
+        asm.place(none);
+        self.finish(OffloadVerdict::PassedNoRoute, XdpVerdict::Pass);
+        self.asm.place(found);
+    }
+
+    /// The stations of the response: those of the request, exchanged, or those of the route.
+    fn turn_stations_around(&mut self) {
+        let (exchanged, done) = (self.asm.label(), self.asm.label());
+        self.asm.load(Double, R3, R6, Field::AsksRoutes.offset());
+        self.asm.jump_if(Equal, R3, 0, exchanged);
+        for (to, from) in [(0, ROUTE_NEXT_MAC), (6, ROUTE_OUR_MAC)] {
+            for half in (0..6).step_by(2) {
+                self.asm.load(Half, R3, R10, ROUTE + from + half);
+                self.asm.store(Half, R7, to + half, R3);
+            }
+        }
+        self.asm.jump(done);
+        self.asm.place(exchanged);
+        self.exchange(Word, R7, 0, 6);
+        self.exchange(Half, R7, 4, 10);
+        self.asm.place(done);
+    }
+
     /// The frame, with source and destination exchanged and its checksums computed.
     fn turn_around(&mut self) {
         let (v6, udp) = (self.asm.label(), self.asm.label());
-        self.exchange(Word, R7, 0, 6);
-        self.exchange(Half, R7, 4, 10);
+        self.turn_stations_around();
         self.exchange(Half, R9, 0, 2);
         self.asm.load(Double, R3, R10, IS_V4);
         self.asm.jump_if(Equal, R3, 0, v6);
@@ -621,15 +700,25 @@ impl Offloader {
         self.asm.jump(self.end);
     }
 
-    /// The end of every way that is counted.
+    /// The end of every way that is counted: by verdict and family, datagrams and their bytes.
     fn count(&mut self) {
         let counted = self.asm.label();
         self.asm.place(self.end);
+        self.asm.load(Word, R1, R10, INDEX);
+        self.asm.shift_left(R1, 1);
+        self.asm.load(Double, R2, R10, IS_V4);
+        self.asm.or(R1, R2);
+        self.asm.store(Word, R10, INDEX, R1);
         self.look_up(self.maps.counters, INDEX);
         self.asm.jump_if(Equal, R0, 0, counted);
         self.asm.load(Double, R1, R0, 0);
         self.asm.add(R1, 1);
         self.asm.store(Double, R0, 0, R1);
+        self.asm.load(Double, R1, R0, 8);
+        self.asm.load(Double, R2, R10, UDP_BYTES);
+        self.asm.add(R1, R2);
+        self.asm.add(R1, -UDP_HEADER);
+        self.asm.store(Double, R0, 8, R1);
         self.asm.place(counted);
         self.asm.set(R0, R6);
         self.asm.exit();
