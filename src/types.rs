@@ -426,6 +426,9 @@ pub enum Dropped {
     ShedScrape,
     /// A connect that arrived while the worker was overloaded.
     ShedConnect,
+    /// Any datagram of a denied network or of one of the worst heavy hitters, dropped by XDP. A
+    /// socket's front end refuses announces of denied networks, with an error message.
+    NetworkDenied,
 }
 
 impl Dropped {

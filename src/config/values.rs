@@ -223,7 +223,7 @@ impl Serialize for InterfaceList {
 
 /// Most interfaces with an XDP program. Each has a program and counters in the kernel, and series
 /// in the metrics.
-pub const XDP_INTERFACES_MAX: usize = 8;
+pub const XDP_INTERFACES_MAX: usize = 4;
 
 /// Most bytes of an interface's name: the kernel's `IFNAMSIZ` without its end.
 const INTERFACE_BYTES_MAX: usize = 15;

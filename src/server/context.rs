@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use crate::access::lists::{AccessList, ListName};
 use crate::access_store::AccessManager;
 use crate::frontend::http::FullScrapeLimits;
 use crate::frontend::stats::Pages;
@@ -15,6 +16,7 @@ use crate::server::live_options::LiveOptions;
 use crate::server::memory::MemoryMonitor;
 use crate::server::snapshots::Snapshots;
 use crate::server::tls::CertificateFigures;
+use crate::server::xdp::{XdpControl, XdpOptions};
 use crate::store::Store;
 use crate::sys::clock::Clock;
 use crate::tracker::{ClientStats, DualStackClients, Load, SourceMonitor};
@@ -40,6 +42,7 @@ pub(super) struct AppContext {
     pub(super) reloads: Arc<ReloadFigures>,
     /// The statistics page's last 24 hours.
     pub(super) history: Arc<HistoryFile>,
+    pub(super) xdp: Arc<XdpControl>,
     pub(super) clock: Clock,
 }
 
@@ -51,7 +54,7 @@ impl AppContext {
         options: LiveOptions,
         snapshots: Arc<Snapshots>,
     ) -> Self {
-        let store = Arc::new(store);
+        let (store, clock) = (Arc::new(store), Clock::start());
         Self {
             access_manager: Arc::new(access_manager),
             memory: MemoryMonitor::new(store.clone(), options.memory),
@@ -69,7 +72,8 @@ impl AppContext {
             certificate: Arc::default(),
             reloads: Arc::default(),
             history: Arc::default(),
-            clock: Clock::start(),
+            xdp: Arc::new(XdpControl::new(clock)),
+            clock,
         }
     }
 
@@ -77,6 +81,12 @@ impl AppContext {
     pub(super) fn apply(&self, options: LiveOptions) {
         self.memory.set(options.memory);
         self.options.store(Arc::new(options));
+    }
+
+    /// What the XDP program follows, as it is now.
+    pub(super) fn xdp_inputs(&self) -> (Arc<XdpOptions>, Arc<AccessList>) {
+        let lists = self.access_manager.access().lists();
+        (self.options.load().xdp.clone(), lists.get(ListName::NetworksDeny).clone())
     }
 }
 

@@ -17,6 +17,7 @@ use crate::frontend::connection_id::ConnectionIds;
 use crate::frontend::{http, ws};
 use crate::limiter;
 use crate::server::memory;
+use crate::server::xdp::XdpOptions;
 use crate::tracker;
 use crate::worker::request_log::RequestLog;
 use crate::worker::stream;
@@ -38,6 +39,7 @@ pub(super) struct LiveOptions {
     pub(super) drain_s: u32,
     /// The token of the API.
     pub(super) token: Token,
+    pub(super) xdp: Arc<XdpOptions>,
 }
 
 /// The options of one worker in this turn. Its modules read them from the cells below, which only

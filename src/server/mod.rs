@@ -38,6 +38,7 @@ mod startup;
 mod state_directory;
 mod tls;
 mod workers;
+mod xdp;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -10,9 +10,9 @@ use crate::access_store as access;
 use crate::admin::Token;
 use crate::config::{
     AccessMode, Bytes, Config, ConnectionIdMac, LogFormat, LogLevel, MemoryCap, SnapshotMode,
-    SourceHeader,
+    SourceHeader, Xdp, XdpMode, XdpNeighbours,
 };
-use crate::frontend::connection_id::{Algorithm, ConnectionIds, KeyPair};
+use crate::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
@@ -25,10 +25,13 @@ use crate::server::sockets::handover;
 use crate::server::state_directory::{
     self, Environment, KeyError, LoadedKeys, StateDirectoryError,
 };
+use crate::server::xdp::XdpOptions;
 use crate::server::{certificate, confine, log};
 use crate::store;
 use crate::sys::identity::UnixUser;
 use crate::sys::memory::usable_bytes;
+use crate::sys::xdp::kernel::AttachMode;
+use crate::sys::xdp::offload::OffloadKeys;
 use crate::tracker;
 use crate::worker::request_log::RequestLog;
 use crate::worker::stream;
@@ -49,6 +52,28 @@ pub(super) fn live(config: &Config, keys: &LoadedKeys, token: Token) -> LiveOpti
         snapshot_interval_s: config.snapshot.interval_s,
         drain_s: config.server.drain_s,
         token,
+        xdp: Arc::new(xdp(config, keys)),
+    }
+}
+
+/// What the XDP program follows.
+fn xdp(config: &Config, keys: &LoadedKeys) -> XdpOptions {
+    let (udp, limits) = (&config.udp, &config.limits);
+    // SipHash uses the first half of a key.
+    let half = |key: [u8; KEY_BYTES]| *key.first_chunk().unwrap_or(&[0; 16]);
+    XdpOptions {
+        is_on: udp.xdp != Xdp::Off,
+        interfaces: udp.xdp_interfaces.0.clone(),
+        modes: match udp.xdp_mode {
+            XdpMode::Auto => &[AttachMode::Native, AttachMode::Generic],
+            XdpMode::Native => &[AttachMode::Native],
+            XdpMode::Generic => &[AttachMode::Generic],
+        },
+        asks_routes: udp.xdp_neighbours == XdpNeighbours::Fib,
+        keys: OffloadKeys { active: half(keys.active), staging: keys.staging.map(half) },
+        limit: (limits.enabled && !limits.dry_run)
+            .then_some((limits.unverified_rate, limits.unverified_burst)),
+        exempt: limits.exempt.0.clone(),
     }
 }
 

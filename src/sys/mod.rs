@@ -13,6 +13,7 @@ pub mod descriptors;
 pub mod filter;
 pub mod holder;
 pub mod identity;
+pub mod interfaces;
 pub mod memory;
 pub mod mmsg;
 pub mod probe;

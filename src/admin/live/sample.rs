@@ -214,7 +214,7 @@ impl Sample {
 pub(super) enum Cause {
     /// The kernel's receive queue was full.
     Queue,
-    /// The source is over a limit.
+    /// The source is over a limit, or denied.
     Limit,
     /// The worker was overloaded and dropped what matters least.
     Shed,
@@ -230,7 +230,7 @@ impl Cause {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Queue => "Receive queue full",
-            Self::Limit => "Source over its limit",
+            Self::Limit => "Source over its limit, or denied",
             Self::Shed => "Shed under load",
             Self::Bad => "Not valid",
         }
@@ -240,7 +240,7 @@ impl Cause {
 /// The cause of a reason.
 pub(super) fn cause_of(reason: Dropped) -> Cause {
     match reason {
-        Dropped::LimitedConnect | Dropped::Limited => Cause::Limit,
+        Dropped::LimitedConnect | Dropped::Limited | Dropped::NetworkDenied => Cause::Limit,
         Dropped::ShedScrape | Dropped::ShedConnect => Cause::Shed,
         Dropped::TooShort
         | Dropped::BadMagic
@@ -288,7 +288,7 @@ mod tests {
         flows.push(MetricFlow { name: "skep_udp_socket_drops_total", labels: Vec::new(), flow });
         let sample = Sample { flows, ..Sample::default() };
         let totals = Cause::ALL.map(|it| sample.silenced(it).total);
-        assert_eq!(totals, [1.0, 2.0, 2.0, 7.0]);
+        assert_eq!(totals, [1.0, 3.0, 2.0, 7.0]);
         let all: f64 = sample.flows.iter().map(|it| it.flow.total).sum();
         assert_eq!(all, totals.iter().sum::<f64>());
         assert_eq!(sample.sum("skep_udp_socket_drops_total", &[]), flow);

@@ -18,7 +18,7 @@ use crate::frontend::figures::rounded;
 use crate::types::Action;
 
 /// The metrics that are read besides those of the page. The process has all of them.
-pub const STATUS_METRICS: [&str; 14] = [
+pub const STATUS_METRICS: [&str; 15] = [
     "skep_accept_failed_total",
     "skep_access_reload_failing",
     "skep_log_lines_lost_total",
@@ -33,6 +33,7 @@ pub const STATUS_METRICS: [&str; 14] = [
     "skep_tls_certificate_not_after_timestamp_seconds",
     "skep_tls_reload_failing",
     "skep_unlisted_proxy_latest_timestamp_seconds",
+    "skep_xdp_attached",
 ];
 
 /// Seconds before the end of a certificate from which on it is warned of: certbot renews 30 days
@@ -261,6 +262,11 @@ fn of_load(sample: &Sample) -> Vec<StatusWarning> {
     let message = || format!("load {:.0} %: announce intervals are near the longest", load * 100.0);
     let remedy = "raise server.workers (with more cores), or tracker.interval_s";
     warn(&mut found, load >= LOAD_HIGH, "load", message, remedy);
+    let without = sample.of("skep_xdp_attached").filter(|it| it.flow.total == 0.0);
+    let without: Vec<_> = without.map(|it| it.label("interface")).collect();
+    let message = || format!("{} without the XDP program: served over sockets", without.join(", "));
+    let remedy = "see the log for cause and remedy; skep tries again by itself";
+    warn(&mut found, !without.is_empty(), "xdp_not_attached", message, remedy);
     let (used, limit) =
         (value(sample, "skep_store_used_bytes"), value(sample, "skep_store_limit_bytes"));
     let is_full = limit > 0.0 && used >= limit * MEMORY_FULL;

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::server::StartError;
 use crate::server::admin_address::AdminAddressFile;
+use crate::server::context::AppContext;
 use crate::server::control::ADDRESS_MAX;
 use crate::server::control::process::ProcessState;
 use crate::server::control::service_manager::ServiceManager;
@@ -107,7 +108,7 @@ pub(crate) async fn yield_to_successor(
     running: (&Workers, &Streams),
     signals: &mut Signals,
 ) -> Option<ShutdownReason> {
-    let mut stepping = pin!(rest_and_hand_over(successor, running));
+    let mut stepping = pin!(rest_and_hand_over(&state.context, successor, running));
     tokio::select! {
         stepped = &mut stepping => return stepped.map(ShutdownReason::TakenOver),
         () = signals.stop() => {}
@@ -125,6 +126,7 @@ pub(crate) async fn yield_to_successor(
 ///
 /// `None` if this process continues to serve, as before.
 async fn rest_and_hand_over(
+    context: &AppContext,
     successor: Successor,
     (workers, streams): (&Workers, &Streams),
 ) -> Option<ServingSuccessor> {
@@ -135,7 +137,11 @@ async fn rest_and_hand_over(
             sleep(POLL).await;
         }
     };
-    let followed = match timeout(REST_MAX, rested).await {
+    let rested = timeout(REST_MAX, rested).await;
+    // An interface has one program: the successor attaches its own. Until then all datagrams go to
+    // the sockets, which both processes have.
+    context.xdp.end();
+    let followed = match rested {
         Ok(()) => match spawn_blocking(move || successor.hand_over()).await {
             Ok(followed) => followed,
             Err(_) => pending().await, // a panic, which ends the process
@@ -148,6 +154,8 @@ async fn rest_and_hand_over(
     if followed.is_none() {
         workers.resume();
         streams.release();
+        let (options, denied) = context.xdp_inputs();
+        context.xdp.begin(options, denied);
     }
     followed
 }

@@ -31,6 +31,11 @@ impl KernelFilter {
         Self { denied: Vec::new(), reported: None }
     }
 
+    /// The sources that are denied.
+    pub(crate) fn sources(&self) -> Vec<IpAddr> {
+        self.denied.iter().map(|it| it.0).collect()
+    }
+
     /// How many sources are denied.
     pub(crate) fn denied(&self) -> usize {
         self.denied.len()
@@ -60,7 +65,7 @@ impl KernelFilter {
                 "sources denied in the kernel"
             );
         }
-        let denied: Vec<IpAddr> = self.denied.iter().map(|it| it.0).collect();
+        let denied = self.sources();
         if self.reported.as_ref() != Some(&denied) {
             for (family, socket) in sockets {
                 if let Err(error) = filter::deny(socket, family, &denied) {

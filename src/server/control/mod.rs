@@ -118,7 +118,7 @@ pub(crate) fn run(base: ControlRuntime, control: Control) -> Result<(), StartErr
 
 async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError> {
     let Control { workers, mut streams, mut ended, metrics, reloader, admin, .. } = control;
-    let Control { ready_line, manager, predecessor, owned, .. } = control;
+    let Control { mut ready_line, manager, predecessor, owned, .. } = control;
     let context = reloader.context.clone();
     let state = Arc::new(ProcessState::new(context.clone(), metrics));
     let pages = admin::router(state.clone());
@@ -153,6 +153,9 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
             };
     }
     // No other process serves. From here on only a regular end ends this process.
+    let (xdp_options, denied) = context.xdp_inputs();
+    context.xdp.begin(xdp_options, denied);
+    ready_line.xdp = context.xdp.attached();
     let (close_admin, closed) = oneshot::channel::<()>();
     let (connections, timeouts) = (state.admin_connections.clone(), admin_listener::TIMEOUTS);
     let admin = tokio::spawn(admin_listener::serve(listener, pages, connections, timeouts, closed));
@@ -346,7 +349,7 @@ async fn run_until_shutdown(
             }
             _ = second.tick() => {
                 state.tick_and_renew();
-                reloads.begin(ReloadJob::FollowCertificate);
+                reloads.begin(ReloadJob::Follow);
             }
             _ = signals.reload.recv(), if reloads.is_idle() => {
                 manager.reloading();

@@ -220,6 +220,7 @@ impl ProcessState {
         let before = kernel_filter.denied();
         kernel_filter.tick(now, &offenders, sources.udp_sockets());
         sources.denied = kernel_filter.denied();
+        self.context.xdp.set_offenders(kernel_filter.sources());
         kernel_filter.denied().max(before)
     }
 

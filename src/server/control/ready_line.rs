@@ -9,6 +9,7 @@ use std::os::linux::fs::MetadataExt as _;
 use tracing::info;
 
 use crate::server::log::OPERATOR;
+use crate::sys::xdp::kernel::AttachMode;
 
 /// What is served.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct ReadyLine {
     pub(crate) tcp: Vec<SocketAddr>,
     pub(crate) tls: Vec<SocketAddr>,
     pub(crate) admin: SocketAddr,
+    /// Interfaces with an XDP program, and how the program is attached.
+    pub(crate) xdp: Vec<(String, AttachMode)>,
     /// The backend of datagrams.
     pub(crate) io: &'static str,
     pub(crate) workers: usize,
@@ -28,8 +31,14 @@ impl fmt::Display for ReadyLine {
         for (kind, addresses) in [("udp", &self.udp), ("tcp", &self.tcp), ("tls", &self.tls)] {
             addresses.iter().try_for_each(|address| write!(f, " {kind}={address}"))?;
         }
-        write!(f, " admin={} io={} workers={}", self.admin, self.io, self.workers)
+        write!(f, " admin={} io={} workers={}", self.admin, self.io, self.workers)?;
+        self.xdp.iter().try_for_each(|attached| write!(f, " xdp={}", describe(attached)))
     }
+}
+
+/// Interface, what the program does, and where it runs: `eth0:offload:native`.
+fn describe((interface, mode): &(String, AttachMode)) -> String {
+    format!("{interface}:offload:{}", mode.label())
 }
 
 impl ReadyLine {
@@ -49,11 +58,11 @@ impl ReadyLine {
 
     /// Addresses of one kind are separated by commas, as in variables of the environment.
     fn log_fields(&self) {
-        let list = |addresses: &[SocketAddr]| {
-            let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-            (!texts.is_empty()).then(|| texts.join(","))
-        };
+        let join = |texts: Vec<String>| (!texts.is_empty()).then(|| texts.join(","));
+        let list =
+            |addresses: &[SocketAddr]| join(addresses.iter().map(ToString::to_string).collect());
         let (udp, tcp, tls) = (list(&self.udp), list(&self.tcp), list(&self.tls));
+        let xdp = join(self.xdp.iter().map(describe).collect());
         info!(
             target: OPERATOR,
             udp = udp.as_deref(),
@@ -62,6 +71,7 @@ impl ReadyLine {
             admin = %self.admin,
             io = self.io,
             workers = self.workers,
+            xdp = xdp.as_deref(),
             "ready"
         );
     }

@@ -68,8 +68,8 @@ impl ReloadFigures {
 pub(crate) enum ReloadJob {
     /// Reads everything again.
     Reload,
-    /// Reads the certificate again if its file has changed.
-    FollowCertificate,
+    /// Follows what changes by itself: the certificate's file, and the interfaces of this host.
+    Follow,
 }
 
 /// The thread that reloads. It does one job at a time, and no other can be requested before its
@@ -78,7 +78,6 @@ pub(crate) struct ReloadQueue {
     jobs: Sender<ReloadJob>,
     finished: UnboundedReceiver<ReloadJob>,
     is_idle: bool,
-    has_certificate: bool,
 }
 
 impl ReloadQueue {
@@ -89,7 +88,6 @@ impl ReloadQueue {
     pub(crate) fn start(mut reloader: Reloader) -> io::Result<Self> {
         let (jobs, asked) = channel();
         let (finish, finished) = unbounded_channel();
-        let has_certificate = reloader.tls.is_some();
         thread::Builder::new().name("reload".into()).spawn(move || {
             for job in asked {
                 reloader.run(job);
@@ -98,7 +96,7 @@ impl ReloadQueue {
                 }
             }
         })?;
-        Ok(Self { jobs, finished, is_idle: true, has_certificate })
+        Ok(Self { jobs, finished, is_idle: true })
     }
 
     /// Whether no job is under way.
@@ -106,10 +104,9 @@ impl ReloadQueue {
         self.is_idle
     }
 
-    /// Starts a job, unless one is under way or there is nothing to do.
+    /// Starts a job, unless one is under way.
     pub(crate) fn begin(&mut self, job: ReloadJob) {
-        let has_work = job == ReloadJob::Reload || self.has_certificate;
-        if self.is_idle && has_work {
+        if self.is_idle {
             self.is_idle = self.jobs.send(job).is_err();
         }
     }
@@ -125,10 +122,12 @@ impl ReloadQueue {
 
 impl Reloader {
     fn run(&mut self, job: ReloadJob) {
-        match (job, &mut self.tls) {
-            (ReloadJob::Reload, _) => self.reload(),
-            (ReloadJob::FollowCertificate, tls) => tls.iter_mut().for_each(Tls::follow),
+        match job {
+            ReloadJob::Reload => self.reload(),
+            ReloadJob::Follow => self.tls.iter_mut().for_each(Tls::follow),
         }
+        let (options, denied) = self.context.xdp_inputs();
+        self.context.xdp.follow(options, denied);
     }
 
     /// Reloads. On an error everything stays as it was.

@@ -10,10 +10,12 @@ use crate::counters::{DatagramCounters, RequestCounters, StreamCounters, WorkerC
 use crate::server::context::AppContext;
 use crate::server::control::admin_connections::AdminConnections;
 use crate::server::workers::Tallies;
+use crate::server::xdp::XdpReading;
 use crate::store::{MemoryUsage, StoreTotals};
 use crate::sys::socket::memory_of;
+use crate::sys::xdp::offload::{OffloadCount, OffloadVerdict};
 use crate::time::Now;
-use crate::types::{Family, Transport};
+use crate::types::{Dropped, Family, Transport};
 
 /// Workers with a label of their own. With up to seven series each, the other series and the
 /// process's own, a scrape stays below 500 series.
@@ -53,6 +55,7 @@ pub(crate) struct MetricInputs {
     pub(super) now: Now,
     pub(super) totals: StoreTotals,
     pub(super) usage: MemoryUsage,
+    pub(super) xdp: XdpReading,
     tallies: Vec<Tallies>,
 }
 
@@ -77,6 +80,7 @@ impl MetricInputs {
             sockets: WorkerSockets::of(sockets),
             totals: StoreTotals::default(),
             usage: MemoryUsage::default(),
+            xdp: XdpReading::default(),
             tallies,
         }
     }
@@ -87,6 +91,7 @@ impl MetricInputs {
         self.totals = self.context.store.totals();
         self.usage = self.context.store.usage();
         self.sockets.iter_mut().for_each(WorkerSockets::measure);
+        self.xdp = self.context.xdp.read();
     }
 
     /// Measures how busy the workers were since the last call. Returns the seconds since then, and
@@ -109,6 +114,30 @@ impl MetricInputs {
     /// A count of one family's datagrams.
     pub(super) fn datagrams(&self, of: Family, count: impl Fn(&DatagramCounters) -> u64) -> u64 {
         self.worker_sum(|worker| count(worker.datagrams(of)))
+    }
+
+    /// What the XDP programs have answered, for a family.
+    pub(super) fn answered_by_xdp(&self, family: Family) -> OffloadCount {
+        let verdicts = [OffloadVerdict::Answered, OffloadVerdict::AnsweredOverLimit];
+        verdicts.iter().map(|it| self.xdp.total.of(*it, family)).sum()
+    }
+
+    /// What the XDP programs have dropped for a reason, for a family.
+    pub(super) fn dropped_by_xdp(&self, family: Family, reason: Dropped) -> OffloadCount {
+        let verdict = match reason {
+            Dropped::ForgedId => OffloadVerdict::ForgedId,
+            Dropped::ExpiredId => OffloadVerdict::ExpiredId,
+            Dropped::LimitedConnect => OffloadVerdict::LimitedConnect,
+            Dropped::NetworkDenied => OffloadVerdict::NetworkDenied,
+            _ => return OffloadCount::default(),
+        };
+        self.xdp.total.of(verdict, family)
+    }
+
+    /// What the XDP programs have answered or dropped, for a family: what no socket received.
+    pub(super) fn finished_by_xdp(&self, family: Family) -> OffloadCount {
+        let dropped = Dropped::ALL.iter().map(|it| self.dropped_by_xdp(family, *it));
+        dropped.chain([self.answered_by_xdp(family)]).sum()
     }
 
     /// A count summed over the stream workers.

@@ -15,21 +15,26 @@ use crate::limiter::{LimitAction, LimitTable};
 use crate::server::log;
 use crate::server::snapshots::figures::{Figures, RestoreOutcome};
 use crate::snapshot::SaveStep;
+use crate::sys::xdp::kernel::AttachMode;
+use crate::sys::xdp::offload::OffloadVerdict;
 use crate::tracker::SourceAnomaly;
 use crate::types::{Action, Dropped, Family, NotStored, PeerKind, Refusal, Rejected, Transport};
 
 series! {
     "Requests" {
-        /// Requests answered. `action`: connect, announce, scrape, answer (WebRTC) or page.
+        /// Requests answered, by an XDP program as well. `action`: connect, announce, scrape, answer
+        /// (WebRTC) or page.
         counter skep_responses_total{transport, family, action} = responses;
         /// Well-formed requests answered with an error.
         counter skep_refused_total{transport, family, reason} = refused;
         /// Datagrams without a response: too short, wrong magic, forged or expired connection id,
-        /// over a limit, shed under load.
+        /// over a limit, shed under load. What an XDP program has dropped counts as well, and it
+        /// alone drops for `network_denied`.
         counter skep_dropped_total{transport, family, reason} = |from, to| {
             for family in Family::ALL {
                 for reason in Dropped::ALL {
                     let count = from.datagrams(family, |it| it.dropped[reason as usize].get());
+                    let count = count + from.dropped_by_xdp(family, reason).datagrams;
                     to.put(["udp", family.label(), reason.label()], count);
                 }
             }
@@ -53,6 +58,7 @@ series! {
         counter skep_receive_bytes_total{transport, family} = |from, to| {
             for family in Family::ALL {
                 let count = from.datagrams(family, |it| it.received_bytes.get());
+                let count = count + from.finished_by_xdp(family).bytes;
                 to.put(["udp", family.label()], count);
             }
         };
@@ -60,6 +66,8 @@ series! {
         counter skep_transmit_bytes_total{transport, family} = |from, to| {
             for family in Family::ALL {
                 let count = from.datagrams(family, |it| it.sent_bytes.get());
+                // A connect that a program answers has as many bytes as its response.
+                let count = count + from.answered_by_xdp(family).bytes;
                 to.put(["udp", family.label()], count);
             }
         };
@@ -75,6 +83,25 @@ series! {
         /// Bytes that receive queues may hold, with overhead.
         gauge skep_udp_socket_buffer_bytes{worker, family} = |from, to| {
             from.sockets.iter().for_each(|group| to.put(group.labels(), group.buffer_bytes));
+        };
+        /// Datagrams for this tracker that the XDP program of an interface has judged. Those that
+        /// passed were received by a socket; the others count in `skep_responses_total` and
+        /// `skep_dropped_total` as well.
+        counter skep_xdp_packets_total{interface, verdict} = |from, to| {
+            for interface in &from.xdp.interfaces {
+                for verdict in OffloadVerdict::ALL {
+                    let of = |it: &Family| interface.counts.of(*verdict, *it).datagrams;
+                    let count = Family::ALL.iter().map(of).sum::<u64>();
+                    to.put([interface.name.clone(), verdict.label().to_owned()], count);
+                }
+            }
+        };
+        /// 1 for an interface that has the XDP program, 0 for one that is to have the program and
+        /// has not: its datagrams are served through the sockets, and the log has the cause.
+        gauge skep_xdp_attached{interface} = |from, to| {
+            for interface in from.xdp.interfaces.iter().filter(|it| it.is_wanted) {
+                to.put([interface.name.clone()], u64::from(interface.mode.is_some()));
+            }
         };
         /// Failures of system calls that the workers survived.
         counter skep_io_events_total{event in IoEvent} =
@@ -166,9 +193,17 @@ series! {
             to.put(["udp"], from.age_s(from.workers.iter().map(|it| it.elapsed_ns.get())));
             to.put(["tcp"], from.age_s(from.streams.iter().map(|it| it.elapsed_ns.get())));
         };
-        /// Always 1. The labels name the I/O backend, and why that one.
-        gauge skep_io_backend_info{backend, reason} =
-            |from, to| to.put([from.info.backend, from.info.reason], 1_u64);
+        /// Always 1. The labels name the I/O backend, and why that one. `xdp_offload` is there as
+        /// well while an interface has the program, with where the program runs: native or
+        /// generic.
+        gauge skep_io_backend_info{backend, reason} = |from, to| {
+            to.put([from.info.backend, from.info.reason], 1_u64);
+            for mode in [AttachMode::Native, AttachMode::Generic] {
+                if from.xdp.interfaces.iter().any(|it| it.mode == Some(mode)) {
+                    to.put(["xdp_offload", mode.label()], 1_u64);
+                }
+            }
+        };
     }
 
     "Connections" {
@@ -323,6 +358,8 @@ fn responses(from: &MetricInputs, to: &mut SeriesWriter<'_>) {
     for family in Family::ALL {
         for action in UDP_ACTIONS {
             let count = from.datagrams(family, |it| it.answered[action as usize].get());
+            let by_xdp = from.answered_by_xdp(family).datagrams;
+            let count = count + if action == Action::Connect { by_xdp } else { 0 };
             to.put(["udp", family.label(), action.label()], count);
         }
         for (transport, actions) in [(Transport::Http, HTTP_ACTIONS), (Transport::Ws, WS_ACTIONS)] {

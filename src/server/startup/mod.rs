@@ -216,6 +216,8 @@ fn assemble(
     list(&mut owned, &sockets, &listeners, &admin)
         .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
     let gone = close(inherited_sockets);
+    let (xdp_options, denied) = reloader.context.xdp_inputs();
+    reloader.context.xdp.prepare(&sockets.addresses, xdp_options, denied);
     let state = options::state_home(config);
     reloader.confinement = confine::confine(config, state.as_deref().ok())?;
     let watched = watch(&sockets.by_worker)?;
@@ -226,6 +228,7 @@ fn assemble(
         tcp: streams(&listeners.plain),
         tls: streams(&listeners.tls),
         admin: admin_address,
+        xdp: Vec::new(),
         io,
         workers: count,
     };

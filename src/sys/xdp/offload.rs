@@ -114,7 +114,7 @@ pub(super) enum Field {
 const SETTINGS_BYTES: u32 = (Field::AsksRoutes as u32 + 1) * 8;
 const VERDICTS: u32 = OffloadVerdict::PassedOther as u32 + 1;
 /// Bytes of a counter: datagrams, and bytes of their payload.
-const COUNTER_BYTES: usize = 16;
+const COUNTER_BYTES: u32 = 16;
 
 impl Field {
     /// Where the field is.
@@ -181,6 +181,15 @@ pub struct OffloadCount {
     pub datagrams: u64,
     /// Bytes of their payload as they arrived.
     pub bytes: u64,
+}
+
+impl std::iter::Sum for OffloadCount {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, count| Self {
+            datagrams: sum.datagrams + count.datagrams,
+            bytes: sum.bytes + count.bytes,
+        })
+    }
 }
 
 /// Datagrams since a program was loaded, by verdict and family.
@@ -293,7 +302,7 @@ impl Offload {
         let counters = Map::create(MapShape {
             kind: MapKind::PerCpuArray,
             key_bytes: 4,
-            value_bytes: COUNTER_BYTES as u32,
+            value_bytes: COUNTER_BYTES,
             entries_max: 2 * VERDICTS,
         })?;
         let maps = ProgramMaps {
@@ -366,7 +375,7 @@ impl OffloadProgram {
         let mut counts = OffloadCounts::default();
         for (index, count) in (0_u32..).zip(counts.0.iter_mut().flatten()) {
             let of_all_cpus = self.counters.get(&index.to_ne_bytes())?;
-            for of_a_cpu in of_all_cpus.chunks_exact(COUNTER_BYTES) {
+            for of_a_cpu in of_all_cpus.chunks_exact(COUNTER_BYTES as usize) {
                 let number = |at| u64::from_ne_bytes(std::array::from_fn(|i| of_a_cpu[at + i]));
                 count.datagrams += number(0);
                 count.bytes += number(8);

@@ -1,0 +1,101 @@
+//! Why an interface does not have the program, with the remedy.
+
+use std::io;
+
+use crate::sys::xdp::kernel::LoadError;
+
+/// Why an interface, or all of them, do not have the program.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum XdpError {
+    /// The program or its maps could not be made.
+    #[error("{0}")]
+    Load(#[from] LoadError),
+    /// A map could not be set.
+    #[error("cannot set what the XDP program follows: {0}")]
+    Set(io::Error),
+    /// The host's interfaces are unknown.
+    #[error("cannot list the interfaces of this host: {0}")]
+    Interfaces(io::Error),
+    /// No interface is named, and none carries an address that is served.
+    #[error("no interface carries an address that is served, and no default route is there")]
+    NoInterface,
+    /// A program could not be attached.
+    #[error("cannot attach the XDP program to {interface}: {error}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// Whether another program is on the interface.
+pub(super) fn is_busy(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
+}
+
+impl XdpError {
+    /// What the operator can do.
+    pub(super) fn remedy(&self) -> &'static str {
+        let error = match self {
+            Self::Load(LoadError::Map(error) | LoadError::Refused { error, .. })
+            | Self::Set(error) => error,
+            Self::Interfaces(_) => {
+                return "allow AF_NETLINK (RestrictAddressFamilies of the unit, see \
+                        deploy/systemd/xdp.conf)";
+            }
+            Self::NoInterface => return "name the interfaces in udp.xdp_interfaces",
+            Self::Attach { error, .. } if is_busy(error) => {
+                return "another XDP program is there: `bpftool net show` names it, and `ip link \
+                        set dev INTERFACE xdp off` detaches it unless a process holds it; or name \
+                        other interfaces in udp.xdp_interfaces";
+            }
+            Self::Attach { error, .. } => match error.raw_os_error() {
+                Some(libc::ENODEV | libc::ENXIO) => {
+                    return "name interfaces of this host in udp.xdp_interfaces: `ip -brief link` \
+                            lists them";
+                }
+                Some(libc::EPERM) => error,
+                _ => {
+                    return "udp.xdp_mode = \"generic\" works on every interface; skep doctor says \
+                            what the driver needs";
+                }
+            },
+        };
+        match error.raw_os_error() {
+            Some(libc::EPERM) => {
+                "start skep with CAP_BPF and CAP_NET_ADMIN (deploy/systemd/xdp.conf); after \
+                 server.user has dropped them, a restart is needed"
+            }
+            Some(libc::ENOMEM) => "allow the process more memory: maps take up to 13 MiB",
+            _ => "XDP needs Linux 5.19: see docs/xdp.md, or set udp.xdp = \"off\"",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_has_its_own_remedy() {
+        let system = io::Error::from_raw_os_error;
+        let attach = |code| XdpError::Attach { interface: "eth0".into(), error: system(code) };
+        let errors = [
+            XdpError::Load(LoadError::Map(system(libc::EPERM))),
+            XdpError::Load(LoadError::Refused { error: system(libc::EINVAL), log: "x".into() }),
+            XdpError::Set(system(libc::ENOMEM)),
+            XdpError::Interfaces(system(libc::EAFNOSUPPORT)),
+            XdpError::NoInterface,
+            attach(libc::EBUSY),
+            attach(libc::ENODEV),
+            attach(libc::EOPNOTSUPP),
+        ];
+        let mut remedies: Vec<_> = errors.iter().map(XdpError::remedy).collect();
+        remedies.sort_unstable();
+        remedies.dedup();
+        assert_eq!(remedies.len(), errors.len());
+        assert_eq!(attach(libc::EPERM).remedy(), errors[0].remedy());
+        assert_eq!(attach(libc::EEXIST).remedy(), errors[5].remedy());
+    }
+}

@@ -1,0 +1,165 @@
+//! The XDP offload of a running tracker: which interfaces have the program, what the program
+//! follows, and what became of it.
+//!
+//! ```text
+//! settings, access list ─┐
+//! worst heavy hitters ───┼─▶ XdpControl::follow ─┬─▶ maps: keys, limits, networks, addresses
+//! addresses of the host ─┘                       └─▶ links: attached, detached, attached again
+//! ```
+//!
+//! The sockets serve all the time, so whatever fails here costs speed and nothing else: one warning
+//! has the cause, and the attempt is repeated. Programs are loaded before privileges are dropped.
+//! To attach a program that is loaded, and to set its maps, needs none (Linux 5.19).
+
+mod error;
+pub(crate) mod interfaces;
+mod maps;
+mod programs;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::access::lists::AccessList;
+use crate::sys::clock::Clock;
+use crate::sys::xdp::kernel::AttachMode;
+use crate::sys::xdp::offload::{OffloadCounts, OffloadKeys};
+use programs::{Programs, PublishedPrograms};
+
+/// The part of the settings that the program follows.
+#[derive(Clone)]
+pub(crate) struct XdpOptions {
+    /// Whether the program is used.
+    pub(crate) is_on: bool,
+    /// The interfaces that get the program; none: see [`interfaces::chosen`].
+    pub(crate) interfaces: Vec<String>,
+    /// The modes in which to attach, the best first.
+    pub(crate) modes: &'static [AttachMode],
+    /// Whether responses follow the kernel's routes.
+    pub(crate) asks_routes: bool,
+    /// Keys of connection ids.
+    pub(crate) keys: OffloadKeys,
+    /// Responses per second to an unverified address, and at once; `None`: no limit.
+    pub(crate) limit: Option<(u32, u32)>,
+    /// Networks under no limit.
+    pub(crate) exempt: Vec<IpNet>,
+}
+
+/// What the program follows, at one moment.
+pub(crate) struct XdpInputs {
+    pub(crate) options: Arc<XdpOptions>,
+    /// The networks that are denied.
+    pub(crate) denied: Arc<AccessList>,
+    /// The worst heavy hitters.
+    offenders: Vec<IpAddr>,
+    /// Seconds since the start.
+    elapsed_s: u64,
+}
+
+/// The programs in use, and what they are to follow.
+pub(crate) struct XdpControl {
+    clock: Clock,
+    programs: Mutex<Programs>,
+    offenders: Mutex<Vec<IpAddr>>,
+    published: Mutex<PublishedPrograms>,
+}
+
+/// What became of the programs, for metrics.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct XdpReading {
+    /// The interfaces that are to have the program, or had it.
+    pub(crate) interfaces: Vec<InterfaceReading>,
+    /// The counts of all programs since the start.
+    pub(crate) total: OffloadCounts,
+}
+
+/// What became of the program of one interface.
+#[derive(Clone, Debug)]
+pub(crate) struct InterfaceReading {
+    pub(crate) name: String,
+    /// Whether the interface is to have the program.
+    pub(crate) is_wanted: bool,
+    /// How the program is attached, if it is.
+    pub(crate) mode: Option<AttachMode>,
+    pub(crate) counts: OffloadCounts,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl XdpControl {
+    /// Uses no program yet.
+    pub(crate) fn new(clock: Clock) -> Self {
+        let time = clock_gettime(ClockId::Monotonic);
+        let monotonic_ns = u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0);
+        Self {
+            programs: Mutex::new(Programs::new(clock.now().ns().saturating_sub(monotonic_ns))),
+            clock,
+            offenders: Mutex::default(),
+            published: Mutex::default(),
+        }
+    }
+
+    /// Loads the programs, if they are to be used, for sockets that are bound to these addresses.
+    /// Privileges are needed here and not later.
+    pub(crate) fn prepare(
+        &self,
+        listen: &[SocketAddr],
+        options: Arc<XdpOptions>,
+        denied: Arc<AccessList>,
+    ) {
+        lock(&self.programs).set_listen(listen);
+        self.follow(options, denied);
+    }
+
+    /// Attaches the programs, and keeps them attached from now on: this process serves.
+    pub(crate) fn begin(&self, options: Arc<XdpOptions>, denied: Arc<AccessList>) {
+        lock(&self.programs).set_serving(true);
+        self.follow(options, denied);
+    }
+
+    /// Detaches the programs: another process is about to serve.
+    pub(crate) fn end(&self) {
+        let mut programs = lock(&self.programs);
+        programs.set_serving(false);
+        *lock(&self.published) = programs.published();
+    }
+
+    /// Names the worst heavy hitters, whose datagrams are dropped from the next
+    /// [`Self::follow`] on.
+    pub(crate) fn set_offenders(&self, offenders: Vec<IpAddr>) {
+        *lock(&self.offenders) = offenders;
+    }
+
+    /// Brings the programs in line with everything that they follow. Blocks: a driver may take a
+    /// while to attach a program.
+    pub(crate) fn follow(&self, options: Arc<XdpOptions>, denied: Arc<AccessList>) {
+        let offenders = lock(&self.offenders).clone();
+        let elapsed_s = self.clock.elapsed_ns_at(self.clock.now()) / 1_000_000_000;
+        let inputs = XdpInputs { options, denied, offenders, elapsed_s };
+        let mut programs = lock(&self.programs);
+        programs.follow(&inputs);
+        *lock(&self.published) = programs.published();
+    }
+
+    /// The interfaces that have the program, and how.
+    pub(crate) fn attached(&self) -> Vec<(String, AttachMode)> {
+        let all = lock(&self.published).interfaces.clone();
+        all.into_iter().filter_map(|it| Some((it.name, it.mode?))).collect()
+    }
+
+    /// Reads all counts.
+    pub(crate) fn read(&self) -> XdpReading {
+        let PublishedPrograms { interfaces, retired: mut total } = lock(&self.published).clone();
+        let interfaces = interfaces.into_iter().map(|published| {
+            let counts = published.program.counts().unwrap_or_default();
+            total.add(&counts);
+            let (name, mode) = (published.name, published.mode);
+            InterfaceReading { name, is_wanted: published.is_wanted, mode, counts }
+        });
+        XdpReading { interfaces: interfaces.collect(), total }
+    }
+}

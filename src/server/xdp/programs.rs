@@ -1,0 +1,237 @@
+//! The programs of the interfaces: loaded, attached, detached.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::error::{XdpError, is_busy};
+use super::maps::FollowedMaps;
+use super::{XdpInputs, XdpOptions, interfaces};
+use crate::config::XDP_INTERFACES_MAX;
+use crate::server::log::OPERATOR;
+use crate::sys::interfaces::{HostInterfaces, index_of};
+use crate::sys::xdp::kernel::{AttachMode, XdpLink};
+use crate::sys::xdp::offload::{OffloadCounts, OffloadProgram};
+
+/// Seconds after which a failed attempt to attach is repeated: an attempt can reset the queues of a
+/// network card.
+const RETRY_S: u64 = 10;
+
+/// Most programs that are kept for interfaces that are not to have one at present.
+const IDLE_MAX: usize = XDP_INTERFACES_MAX;
+
+/// All programs of this process.
+pub(super) struct Programs {
+    clock_offset_ns: u64,
+    /// The addresses of the UDP sockets.
+    listen: Vec<SocketAddr>,
+    is_serving: bool,
+    maps: Option<FollowedMaps>,
+    interfaces: BTreeMap<String, Interface>,
+    /// What programs have counted that are not kept any more.
+    retired: OffloadCounts,
+    /// The options that were followed last.
+    options: Option<Arc<XdpOptions>>,
+    /// What is wrong with all interfaces, as it was logged.
+    problem: Option<String>,
+}
+
+/// An interface that has, had, or is to have the program.
+struct Interface {
+    program: Arc<OffloadProgram>,
+    link: Option<(XdpLink, AttachMode)>,
+    is_wanted: bool,
+    /// What is wrong, as it was logged.
+    problem: Option<String>,
+    /// Seconds since the start before which no attempt is repeated.
+    retry_at_s: u64,
+}
+
+/// What metrics are read from.
+#[derive(Clone, Default)]
+pub(super) struct PublishedPrograms {
+    pub(super) interfaces: Vec<PublishedProgram>,
+    /// What programs have counted that are not kept any more.
+    pub(super) retired: OffloadCounts,
+}
+
+/// The program of one interface.
+#[derive(Clone)]
+pub(super) struct PublishedProgram {
+    pub(super) name: String,
+    pub(super) is_wanted: bool,
+    pub(super) mode: Option<AttachMode>,
+    pub(super) program: Arc<OffloadProgram>,
+}
+
+impl Programs {
+    /// None yet. The offset is as in [`FollowedMaps::create`].
+    pub(super) fn new(clock_offset_ns: u64) -> Self {
+        Self {
+            clock_offset_ns,
+            listen: Vec::new(),
+            is_serving: false,
+            maps: None,
+            interfaces: BTreeMap::new(),
+            retired: OffloadCounts::default(),
+            options: None,
+            problem: None,
+        }
+    }
+
+    /// The addresses of the UDP sockets.
+    pub(super) fn set_listen(&mut self, listen: &[SocketAddr]) {
+        self.listen = listen.to_vec();
+    }
+
+    /// Whether this process serves. If not, all programs are detached.
+    pub(super) fn set_serving(&mut self, is_serving: bool) {
+        self.is_serving = is_serving;
+        if !is_serving {
+            self.interfaces.values_mut().for_each(|it| it.link = None);
+        }
+    }
+
+    /// Follows the inputs. Logs what fails, once, and goes on without it.
+    pub(super) fn follow(&mut self, inputs: &XdpInputs) {
+        let is_new = !self.options.as_ref().is_some_and(|it| Arc::ptr_eq(it, &inputs.options));
+        if is_new {
+            self.options = Some(inputs.options.clone());
+            self.interfaces.values_mut().for_each(|it| it.retry_at_s = 0);
+        }
+        if !inputs.options.is_on || self.listen.is_empty() {
+            self.problem = None;
+            return self.set_wanted(&[]);
+        }
+        let problem = self.try_to_follow(inputs).err();
+        log_once(&mut self.problem, problem);
+    }
+
+    fn try_to_follow(&mut self, inputs: &XdpInputs) -> Result<(), XdpError> {
+        let host = HostInterfaces::read().map_err(XdpError::Interfaces)?;
+        let maps = match &mut self.maps {
+            Some(maps) => maps,
+            absent => absent.insert(FollowedMaps::create(self.clock_offset_ns)?),
+        };
+        let targets = interfaces::targets(&self.listen, &host);
+        maps.follow(inputs, targets).map_err(XdpError::Set)?;
+        let chosen = interfaces::chosen(&inputs.options.interfaces, &self.listen, &host);
+        let wanted: Vec<_> = chosen.into_iter().take(XDP_INTERFACES_MAX).collect();
+        for name in &wanted {
+            if !self.interfaces.contains_key(name) {
+                let program = Arc::new(maps.load()?);
+                self.interfaces.insert(name.clone(), Interface::new(program));
+            }
+        }
+        self.set_wanted(&wanted);
+        if self.is_serving {
+            let wanted = self.interfaces.iter_mut().filter(|it| it.1.is_wanted);
+            wanted.for_each(|(name, interface)| interface.keep_attached(name, inputs));
+        }
+        if wanted.is_empty() { Err(XdpError::NoInterface) } else { Ok(()) }
+    }
+
+    /// Detaches the programs of all other interfaces. They are kept, because another may not be
+    /// loaded without privileges.
+    fn set_wanted(&mut self, wanted: &[String]) {
+        for (name, interface) in &mut self.interfaces {
+            interface.is_wanted = wanted.contains(name);
+            if !interface.is_wanted {
+                interface.problem = None;
+                if interface.link.take().is_some() {
+                    info!(target: OPERATOR, interface = %name, "XDP program detached");
+                }
+            }
+        }
+        let idle = self.interfaces.iter().filter(|it| !it.1.is_wanted).map(|it| it.0.clone());
+        for name in idle.skip(IDLE_MAX).collect::<Vec<_>>() {
+            let gone = self.interfaces.remove(&name);
+            let counts = gone.and_then(|it| it.program.counts().ok()).unwrap_or_default();
+            self.retired.add(&counts);
+        }
+    }
+
+    /// What metrics are read from.
+    pub(super) fn published(&self) -> PublishedPrograms {
+        let interfaces = self.interfaces.iter().map(|(name, interface)| PublishedProgram {
+            name: name.clone(),
+            is_wanted: interface.is_wanted,
+            mode: interface.link.as_ref().map(|it| it.1),
+            program: interface.program.clone(),
+        });
+        PublishedPrograms { interfaces: interfaces.collect(), retired: self.retired }
+    }
+}
+
+impl Interface {
+    fn new(program: Arc<OffloadProgram>) -> Self {
+        Self { program, link: None, is_wanted: true, problem: None, retry_at_s: 0 }
+    }
+
+    /// Attaches the program, unless it is attached in one of the modes, or an attempt has just
+    /// failed.
+    fn keep_attached(&mut self, name: &str, inputs: &XdpInputs) {
+        if let Some((link, mode)) = &self.link {
+            let is_there = link.is_attached().unwrap_or(false);
+            if is_there && inputs.options.modes.contains(mode) {
+                return;
+            }
+            self.link = None;
+            if !is_there {
+                warn!(target: OPERATOR, interface = name, "XDP program gone with its interface");
+            }
+        }
+        if inputs.elapsed_s < self.retry_at_s {
+            return;
+        }
+        match self.attach(name, inputs.options.modes) {
+            Ok(link) => {
+                let mode = link.1.label();
+                info!(target: OPERATOR, interface = name, mode, "XDP program attached");
+                (self.link, self.problem) = (Some(link), None);
+            }
+            Err(error) => {
+                self.retry_at_s = inputs.elapsed_s + RETRY_S;
+                log_once(&mut self.problem, Some(error));
+            }
+        }
+    }
+
+    /// Attaches the program in the first of the modes that works.
+    fn attach(&self, name: &str, modes: &[AttachMode]) -> Result<(XdpLink, AttachMode), XdpError> {
+        let failed = |error| XdpError::Attach { interface: name.to_owned(), error };
+        let index = index_of(name).map_err(failed)?;
+        let mut refused = None;
+        for &mode in modes {
+            match self.program.attach(index, mode) {
+                Ok(link) => {
+                    if let Some(error) = refused {
+                        let remedy = "none is needed, but the gain is small: see docs/xdp.md";
+                        warn!(
+                            target: OPERATOR,
+                            interface = name, %error, remedy,
+                            "XDP not native: the driver cannot run programs"
+                        );
+                    }
+                    return Ok((link, mode));
+                }
+                // No other mode works beside another program.
+                Err(error) if is_busy(&error) => return Err(failed(error)),
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        Err(failed(refused.unwrap_or_else(|| std::io::ErrorKind::Unsupported.into())))
+    }
+}
+
+/// Logs a problem unless it was the last one as well.
+fn log_once(known: &mut Option<String>, problem: Option<XdpError>) {
+    let text = problem.as_ref().map(ToString::to_string);
+    if let Some(error) = problem.filter(|_| *known != text) {
+        let remedy = error.remedy();
+        warn!(target: OPERATOR, %error, remedy, "XDP not in use, served over sockets");
+    }
+    *known = text;
+}
