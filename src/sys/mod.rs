@@ -10,6 +10,7 @@ mod buffer_ring;
 mod buffers;
 pub mod clock;
 pub mod descriptors;
+pub mod ethtool;
 pub mod filter;
 pub mod holder;
 pub mod identity;
