@@ -64,10 +64,10 @@ fn xdp(config: &Config, keys: &LoadedKeys) -> XdpOptions {
     XdpOptions {
         is_on: udp.xdp != Xdp::Off,
         interfaces: udp.xdp_interfaces.0.clone(),
-        modes: match udp.xdp_mode {
-            XdpMode::Auto => &[AttachMode::Native, AttachMode::Generic],
-            XdpMode::Native => &[AttachMode::Native],
-            XdpMode::Generic => &[AttachMode::Generic],
+        mode: match udp.xdp_mode {
+            XdpMode::Auto => None,
+            XdpMode::Native => Some(AttachMode::Native),
+            XdpMode::Generic => Some(AttachMode::Generic),
         },
         asks_routes: udp.xdp_neighbours == XdpNeighbours::Fib,
         keys: OffloadKeys { active: half(keys.active), staging: keys.staging.map(half) },

@@ -155,8 +155,7 @@ impl Ethtool {
         let mut question = Question { name, data, rest: [0; 16] };
         // SAFETY: `T` is the structure of the question that is its first field, so the kernel
         // writes no byte behind it; it and the question live during the call.
-        let result =
-            unsafe { libc::ioctl(self.0.as_raw_fd(), SIOCETHTOOL, &raw mut question) };
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), SIOCETHTOOL, &raw mut question) };
         if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

@@ -29,3 +29,4 @@ mod subcommands;
 mod support;
 mod take_over_faults;
 mod unlisted_proxies;
+mod xdp;

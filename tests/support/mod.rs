@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
+pub(crate) mod namespaces;
 pub(crate) mod seccomp;
 pub(crate) mod tcp_clients;
 pub(crate) mod udp_load;
@@ -455,7 +456,12 @@ impl Client {
 
     /// A client that has sent nothing.
     pub(crate) fn unconnected(address: SocketAddr) -> Self {
-        let local = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+        let local = match (address.is_ipv4(), address.ip().is_loopback()) {
+            (true, true) => "127.0.0.1:0",
+            (true, false) => "0.0.0.0:0",
+            (false, true) => "[::1]:0",
+            (false, false) => "[::]:0",
+        };
         let socket = UdpSocket::bind(local).unwrap();
         socket.connect(address).unwrap();
         Self::over(socket)

@@ -19,6 +19,14 @@ pub(super) enum XdpError {
     /// No interface is named, and none carries an address that is served.
     #[error("no interface carries an address that is served, and no default route is there")]
     NoInterface,
+    /// Another program is on the interface.
+    #[error("another XDP program is attached to {interface}{}", numbered(*program))]
+    Busy {
+        /// The interface.
+        interface: String,
+        /// The kernel's number of the other program.
+        program: Option<u32>,
+    },
     /// A program could not be attached.
     #[error("cannot attach the XDP program to {interface}: {error}")]
     Attach {
@@ -27,6 +35,10 @@ pub(super) enum XdpError {
         /// Why.
         error: io::Error,
     },
+}
+
+fn numbered(program: Option<u32>) -> String {
+    program.map(|number| format!(" (number {number})")).unwrap_or_default()
 }
 
 /// Whether another program is on the interface.
@@ -45,10 +57,9 @@ impl XdpError {
                         deploy/systemd/xdp.conf)";
             }
             Self::NoInterface => return "name the interfaces in udp.xdp_interfaces",
-            Self::Attach { error, .. } if is_busy(error) => {
-                return "another XDP program is there: `bpftool net show` names it, and `ip link \
-                        set dev INTERFACE xdp off` detaches it unless a process holds it; or name \
-                        other interfaces in udp.xdp_interfaces";
+            Self::Busy { .. } => {
+                return "`bpftool net show` names it; end its process, or detach it by `ip link set \
+                        dev INTERFACE xdp off`, or name other interfaces in udp.xdp_interfaces";
             }
             Self::Attach { error, .. } => match error.raw_os_error() {
                 Some(libc::ENODEV | libc::ENXIO) => {
@@ -87,7 +98,7 @@ mod tests {
             XdpError::Set(system(libc::ENOMEM)),
             XdpError::Interfaces(system(libc::EAFNOSUPPORT)),
             XdpError::NoInterface,
-            attach(libc::EBUSY),
+            XdpError::Busy { interface: "eth0".into(), program: Some(7) },
             attach(libc::ENODEV),
             attach(libc::EOPNOTSUPP),
         ];
@@ -96,6 +107,6 @@ mod tests {
         remedies.dedup();
         assert_eq!(remedies.len(), errors.len());
         assert_eq!(attach(libc::EPERM).remedy(), errors[0].remedy());
-        assert_eq!(attach(libc::EEXIST).remedy(), errors[5].remedy());
+        assert_eq!(errors[5].to_string(), "another XDP program is attached to eth0 (number 7)");
     }
 }

@@ -35,8 +35,8 @@ pub(crate) struct XdpOptions {
     pub(crate) is_on: bool,
     /// The interfaces that get the program; none: see [`interfaces::chosen`].
     pub(crate) interfaces: Vec<String>,
-    /// The modes in which to attach, the best first.
-    pub(crate) modes: &'static [AttachMode],
+    /// Where the program is to run; `None`: in the driver, or behind it if that fails.
+    pub(crate) mode: Option<AttachMode>,
     /// Whether responses follow the kernel's routes.
     pub(crate) asks_routes: bool,
     /// Keys of connection ids.

@@ -11,7 +11,9 @@ use super::maps::FollowedMaps;
 use super::{XdpInputs, XdpOptions, interfaces};
 use crate::config::XDP_INTERFACES_MAX;
 use crate::server::log::OPERATOR;
+use crate::sys::ethtool::Ethtool;
 use crate::sys::interfaces::{HostInterfaces, index_of};
+use crate::sys::xdp::attached::AttachedXdp;
 use crate::sys::xdp::kernel::{AttachMode, XdpLink};
 use crate::sys::xdp::offload::{OffloadCounts, OffloadProgram};
 
@@ -175,7 +177,7 @@ impl Interface {
     fn keep_attached(&mut self, name: &str, inputs: &XdpInputs) {
         if let Some((link, mode)) = &self.link {
             let is_there = link.is_attached().unwrap_or(false);
-            if is_there && inputs.options.modes.contains(mode) {
+            if is_there && inputs.options.mode.is_none_or(|it| it == *mode) {
                 return;
             }
             self.link = None;
@@ -186,7 +188,7 @@ impl Interface {
         if inputs.elapsed_s < self.retry_at_s {
             return;
         }
-        match self.attach(name, inputs.options.modes) {
+        match self.attach(name, inputs.options.mode) {
             Ok(link) => {
                 let mode = link.1.label();
                 info!(target: OPERATOR, interface = name, mode, "XDP program attached");
@@ -199,12 +201,16 @@ impl Interface {
         }
     }
 
-    /// Attaches the program in the first of the modes that works.
-    fn attach(&self, name: &str, modes: &[AttachMode]) -> Result<(XdpLink, AttachMode), XdpError> {
+    /// Attaches the program in this mode, or in the best that works.
+    fn attach(
+        &self,
+        name: &str,
+        mode: Option<AttachMode>,
+    ) -> Result<(XdpLink, AttachMode), XdpError> {
         let failed = |error| XdpError::Attach { interface: name.to_owned(), error };
         let index = index_of(name).map_err(failed)?;
         let mut refused = None;
-        for &mode in modes {
+        for mode in mode.map_or_else(|| modes_of(name), |it| vec![it]) {
             match self.program.attach(index, mode) {
                 Ok(link) => {
                     if let Some(error) = refused {
@@ -218,11 +224,26 @@ impl Interface {
                     return Ok((link, mode));
                 }
                 // No other mode works beside another program.
-                Err(error) if is_busy(&error) => return Err(failed(error)),
+                Err(error) if is_busy(&error) => {
+                    let other = AttachedXdp::of(index).ok().flatten();
+                    let (interface, program) = (name.to_owned(), other.map(|it| it.program));
+                    return Err(XdpError::Busy { interface, program });
+                }
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
         Err(failed(refused.unwrap_or_else(|| std::io::ErrorKind::Unsupported.into())))
+    }
+}
+
+/// The modes in which a program may be attached to an interface, the best first. What a program in
+/// veth's driver sends is lost unless the other end has a program as well, so nothing is gained by
+/// the attempt.
+fn modes_of(interface: &str) -> Vec<AttachMode> {
+    let driver = Ethtool::open().and_then(|it| it.driver(interface));
+    match driver.as_deref() {
+        Ok("veth") => vec![AttachMode::Generic],
+        _ => vec![AttachMode::Native, AttachMode::Generic],
     }
 }
 
