@@ -16,7 +16,7 @@ use crate::support::seccomp::{without_clock, without_io_uring};
 use crate::support::{Skep, assert_bad_usage, command, run, texts};
 
 /// Every name there is on a host with connection tracking in use.
-const IDS: [&str; 33] = [
+const IDS: [&str; 34] = [
     "addresses.bind",
     "addresses.ipv6",
     "addresses.ports",
@@ -50,6 +50,7 @@ const IDS: [&str; 33] = [
     "tls.certificate",
     "tls.files",
     "tls.reload",
+    "xdp.offload",
 ];
 
 /// A doctor with a state directory of its own.

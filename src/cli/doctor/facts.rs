@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,14 +14,18 @@ use http::Request;
 use rlimit::Resource;
 use rustix::fs::statvfs;
 
+use super::host::Host;
 use super::running::{self, OtherTrackerError};
 use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
-use crate::config::Config;
+use crate::config::{Config, Xdp};
 use crate::server::{self, AddressTrial, KEY_VARIABLE, UnavailableAddress};
 use crate::snapshot::{CURRENT, PREVIOUS, read_header};
 use crate::sys::clock::{Clock, ClockWatch, Synchronisation, synchronisation};
+use crate::sys::ethtool::{Channels, Ethtool};
 use crate::sys::filter::{self, SOURCES_MAX};
 use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp};
+use crate::sys::xdp::attached::AttachedXdp;
+use crate::sys::xdp::offload::Offload;
 use crate::sys::{affinity, memory, probe};
 
 /// Limits of the request for metrics.
@@ -61,8 +65,32 @@ pub struct HostFacts {
     pub in_kubernetes: bool,
     /// Whether the environment has a connection-id key, which several nodes can share.
     pub has_key_variable: bool,
+    /// The network interfaces, as far as XDP programs are concerned.
+    pub interfaces: Vec<InterfaceFacts>,
+    /// Whether the kernel takes the program of `udp.xdp`, which is not attached to anything; `None`
+    /// if these settings do not want it.
+    pub xdp_program: Option<Result<(), String>>,
     /// The system clock.
     pub clock: WallClock,
+}
+
+/// A network interface, as far as XDP programs are concerned. `None`: unknown.
+#[derive(Clone, Debug, Default)]
+pub struct InterfaceFacts {
+    /// Its name.
+    pub name: String,
+    /// Addresses of this host that it carries.
+    pub addresses: Vec<IpAddr>,
+    /// Its driver, by the name that ethtool has for it.
+    pub driver: Option<String>,
+    /// Its pairs of queues.
+    pub channels: Option<Channels>,
+    /// Whether ports of UDP choose the queue, over IPv4 and IPv6.
+    pub hashes_ports: Option<[bool; 2]>,
+    /// Whether it merges frames (LRO).
+    pub merges_frames: bool,
+    /// The XDP program that it has.
+    pub program: Option<AttachedXdp>,
 }
 
 /// The system clock during the checks.
@@ -126,6 +154,8 @@ impl HostFacts {
             state: state.map(StateHome::inspect).map_err(text),
             in_kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             has_key_variable: std::env::var_os(KEY_VARIABLE).is_some(),
+            interfaces: InterfaceFacts::gather(),
+            xdp_program: (config.udp.xdp != Xdp::Off).then(try_xdp_program),
             // Evaluated last, so that the clock is watched during all the calls before.
             clock: WallClock {
                 synchronisation: synchronisation().map_err(text),
@@ -167,6 +197,34 @@ impl Denial {
         let (problem, remedy) = error.split_once("; remedy: ").unwrap_or((error, ""));
         Self { problem: problem.to_owned(), remedy: remedy.to_owned() }
     }
+}
+
+impl InterfaceFacts {
+    /// Those of this process's network namespace; none if they cannot be listed.
+    fn gather() -> Vec<Self> {
+        let Ok(ethtool) = Ethtool::open() else { return Vec::new() };
+        let names = Host::here().names("/sys/class/net").unwrap_or_default();
+        names.into_iter().map(|name| Self::of(name, &ethtool)).collect()
+    }
+
+    fn of(name: String, ethtool: &Ethtool) -> Self {
+        let index = Host::here().number(&format!("/sys/class/net/{name}/ifindex")).ok();
+        let index = index.and_then(|it| u32::try_from(it).ok());
+        Self {
+            addresses: Vec::new(),
+            driver: ethtool.driver(&name).ok().filter(|it| !it.is_empty()),
+            channels: ethtool.channels(&name).ok(),
+            hashes_ports: ethtool.hashes_udp_ports(&name).ok(),
+            merges_frames: ethtool.merges_frames(&name).unwrap_or(false),
+            program: index.and_then(|it| AttachedXdp::of(it).ok().flatten()),
+            name,
+        }
+    }
+}
+
+/// Has the kernel verify the program, as the start does. It ends with this call.
+fn try_xdp_program() -> Result<(), String> {
+    Offload::create().and_then(|it| it.load()).map(drop).map_err(text)
 }
 
 impl StateHome {

@@ -48,6 +48,8 @@ impl Fake {
             state: Ok(state),
             in_kubernetes: false,
             has_key_variable: false,
+            interfaces: Vec::new(),
+            xdp_program: None,
             clock: WallClock { synchronisation, now_s: NOW_S, set_ns: 0 },
         };
         let host = Host::at(root.path());
@@ -60,7 +62,11 @@ impl Fake {
     /// A host that fails most checks.
     pub(super) fn ill() -> Self {
         let mut fake = Self::new()
-            .configured("[server]\nio = \"uring\"\nworkers = 8\n[limits]\nkernel_deny_rate = 9")
+            .configured(
+                "[server]\nio = \"uring\"\nworkers = 8\n[limits]\nkernel_deny_rate = 9\n[udp]\n\
+                         xdp = \"offload\"\nxdp_interfaces = [\"eth0\", \"lo\"]\n\
+                         xdp_neighbours = \"fib\"",
+            )
             .with("/proc/sys/kernel/osrelease", "5.4.0\n")
             .with("/proc/sys/kernel/io_uring_disabled", "2\n")
             .with("/proc/self/status", "Seccomp:\t2\n")
@@ -70,6 +76,7 @@ impl Fake {
             .with("/proc/sys/net/netfilter/nf_conntrack_count", "100\n")
             .with("/proc/sys/net/netfilter/nf_conntrack_max", "100\n");
         fake.deny_io_uring();
+        fake.report.facts.xdp_program = Some(Err("Operation not permitted (os error 1)".into()));
         fake.report.facts.receive_buffer = Ok(1 << 17);
         fake.report.facts.deny_filter = Err("Cannot allocate memory".into());
         fake.report.facts.open_files = Ok(10);

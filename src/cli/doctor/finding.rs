@@ -137,7 +137,8 @@ impl Check {
         ))
     }
 
-    fn found(&self, severity: Severity, fact: String) -> Finding {
+    /// A finding without a remedy.
+    pub(super) fn found(&self, severity: Severity, fact: String) -> Finding {
         Finding { id: self.id, severity, fact, why: self.why, remedy: None }
     }
 }

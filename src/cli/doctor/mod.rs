@@ -34,6 +34,7 @@ mod spread;
 mod state;
 mod tls;
 mod tracker;
+mod xdp;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -48,7 +49,7 @@ pub(super) use crate::frontend::figures::size;
 use crate::server::{self, CheckReport, StartError, Validity};
 
 pub use earlier::EarlierCounters;
-pub use facts::{Denial, HostFacts, StateHome, WallClock};
+pub use facts::{Denial, HostFacts, InterfaceFacts, StateHome, WallClock};
 pub use finding::{Finding, Severity};
 pub use host::{Host, HostReadError};
 pub use running::OtherTrackerError;
@@ -132,13 +133,14 @@ impl HostReport {
 
 /// Runs all checks, group by group.
 pub fn examine(report: &HostReport) -> Vec<Finding> {
-    let groups: [fn(&HostReport) -> Vec<Finding>; 12] = [
+    let groups: [fn(&HostReport) -> Vec<Finding>; 13] = [
         settings::examine,
         kernel::examine,
         clock::examine,
         limits::examine,
         buffers::examine,
         spread::examine,
+        xdp::examine,
         conntrack::examine,
         addresses::examine,
         ports::examine,

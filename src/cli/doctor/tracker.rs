@@ -45,6 +45,23 @@ impl TrackerLosses {
     }
 }
 
+/// Datagrams of the last second: all of them, and those that an XDP program answers or drops before
+/// a socket has them. `None` if no tracker of these settings responds.
+pub(super) fn before_sockets(report: &HostReport) -> Option<(u64, u64)> {
+    let now = report.facts.metrics.as_ref().ok()?;
+    let earlier = report.earlier.metrics()?;
+    let growth = |name: &str, label: &str| {
+        let grown = sum(now, name, label)? - sum(earlier, name, label)?;
+        Some(crate::frontend::figures::rounded(grown))
+    };
+    let all = growth("skep_requests_total", "transport=\"udp\"")?;
+    let connects = growth("skep_responses_total", "action=\"connect\"").unwrap_or(0);
+    let reasons = ["forged_id", "expired_id", "limited_connect", "network_denied"];
+    let dropped = reasons
+        .map(|reason| growth("skep_dropped_total", &format!("reason=\"{reason}\"")).unwrap_or(0));
+    Some((all, (connects + dropped.iter().sum::<u64>()).min(all)))
+}
+
 /// The finding of a check that needs a running tracker, where none responds.
 pub(super) fn without_tracker(check: &Check, admin: SocketAddr, error: &str) -> Finding {
     check

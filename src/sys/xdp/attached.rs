@@ -9,7 +9,7 @@
 use std::io;
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
 
 use super::kernel::AttachMode;
@@ -50,7 +50,8 @@ impl AttachedXdp {
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            Some(netlink::ROUTE),
+            // Number 0: NETLINK_ROUTE.
+            None,
         )?;
         send(&socket, &request(interface), SendFlags::empty())?;
         let mut response = vec![0; RESPONSE_BYTES];
