@@ -426,9 +426,6 @@ pub enum Dropped {
     ShedScrape,
     /// A connect that arrived while the worker was overloaded.
     ShedConnect,
-    /// Any datagram of a denied network or of one of the worst heavy hitters, dropped by XDP. A
-    /// socket's front end refuses announces of denied networks, with an error message.
-    NetworkDenied,
 }
 
 impl Dropped {
@@ -440,6 +437,10 @@ impl Dropped {
         self.into()
     }
 }
+
+/// The label of the reason for which an XDP program alone drops: a denied network, or one of the
+/// worst heavy hitters. A socket's front end refuses announces of denied networks, with a message.
+pub const NETWORK_DENIED: &str = "network_denied";
 
 /// Why a request over TCP gets an HTTP error or an error message, or its connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use strum::{EnumCount, VariantArray};
 
 use crate::frontend::stats::Stats;
-use crate::types::{Action, Dropped};
+use crate::types::{Action, Dropped, NETWORK_DENIED};
 
 /// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
@@ -44,7 +44,7 @@ impl Protocol {
 
 /// The metrics that the page shows, each with the labels that it needs. The process has all of
 /// them.
-pub const METRICS: [(&str, &[&str]); 21] = [
+pub const METRICS: [(&str, &[&str]); 22] = [
     ("skep_announce_interval_seconds", &[]),
     ("skep_announces_not_stored_total", &["reason"]),
     ("skep_connections", &["kind"]),
@@ -66,6 +66,7 @@ pub const METRICS: [(&str, &[&str]); 21] = [
     ("skep_torrents_evicted_total", &[]),
     ("skep_transmit_bytes_total", &[]),
     ("skep_udp_socket_drops_total", &[]),
+    ("skep_xdp_packets_total", &["verdict"]),
 ];
 
 /// A metric's value and its rate.
@@ -182,25 +183,31 @@ impl Sample {
     }
 
     /// Datagrams without a response for one reason.
-    pub(super) fn dropped(&self, reason: Dropped) -> Flow {
-        self.sum("skep_dropped_total", &[("reason", reason.label())])
+    pub(super) fn dropped(&self, reason: &str) -> Flow {
+        self.sum("skep_dropped_total", &[("reason", reason)])
     }
 
     /// The same, for all reasons with this cause.
     pub(super) fn silenced(&self, cause: Cause) -> Flow {
         match cause {
             Cause::Queue => self.sum("skep_udp_socket_drops_total", &[]),
-            _ => Dropped::ALL
-                .into_iter()
-                .filter(|it| cause_of(*it) == cause)
-                .map(|it| self.dropped(it))
-                .sum(),
+            _ => cause.reasons().map(|it| self.dropped(it)).sum(),
         }
     }
 
     /// Requests that were refused or rejected.
     pub(super) fn errors(&self) -> Flow {
         ["skep_refused_total", "skep_rejected_total"].map(|it| self.sum(it, &[])).into_iter().sum()
+    }
+
+    /// Datagrams that XDP programs have judged: those that no socket received, and all of them.
+    /// `None` if no interface has, or had, such a program.
+    pub(super) fn judged_by_xdp(&self) -> Option<[Flow; 2]> {
+        let name = "skep_xdp_packets_total";
+        self.of(name).next()?;
+        let is_finished = |it: &&MetricFlow| !it.label("verdict").starts_with("passed_");
+        let finished = self.of(name).filter(is_finished).map(|it| it.flow).sum();
+        Some([finished, self.sum(name, &[])])
     }
 
     /// The busy ratio of the busiest worker.
@@ -235,12 +242,19 @@ impl Cause {
             Self::Bad => "Not valid",
         }
     }
+
+    /// The labels of the reasons with this cause.
+    pub(super) fn reasons(self) -> impl Iterator<Item = &'static str> {
+        let dropped = Dropped::ALL.into_iter().filter(move |it| cause_of(*it) == self);
+        let by_xdp = (self == Self::Limit).then_some(NETWORK_DENIED);
+        dropped.map(Dropped::label).chain(by_xdp)
+    }
 }
 
 /// The cause of a reason.
 pub(super) fn cause_of(reason: Dropped) -> Cause {
     match reason {
-        Dropped::LimitedConnect | Dropped::Limited | Dropped::NetworkDenied => Cause::Limit,
+        Dropped::LimitedConnect | Dropped::Limited => Cause::Limit,
         Dropped::ShedScrape | Dropped::ShedConnect => Cause::Shed,
         Dropped::TooShort
         | Dropped::BadMagic
@@ -279,12 +293,13 @@ mod tests {
     #[test]
     fn every_reason_for_silence_belongs_to_one_cause() {
         let flow = Flow { total: 1.0, per_s: 0.5 };
-        let dropped = |reason: Dropped| MetricFlow {
+        let dropped = |reason: &'static str| MetricFlow {
             name: "skep_dropped_total",
-            labels: vec![("family", "ipv4".into()), ("reason", reason.label().into())],
+            labels: vec![("family", "ipv4".into()), ("reason", reason.into())],
             flow,
         };
-        let mut flows = Dropped::ALL.map(dropped).to_vec();
+        let reasons = Dropped::ALL.map(Dropped::label).into_iter().chain([NETWORK_DENIED]);
+        let mut flows: Vec<_> = reasons.map(dropped).collect();
         flows.push(MetricFlow { name: "skep_udp_socket_drops_total", labels: Vec::new(), flow });
         let sample = Sample { flows, ..Sample::default() };
         let totals = Cause::ALL.map(|it| sample.silenced(it).total);

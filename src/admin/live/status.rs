@@ -402,6 +402,13 @@ mod tests {
             (vec![flow("skep_load_ratio", none, total(0.9))], "load"),
             (
                 vec![
+                    flow("skep_xdp_attached", ("interface", "eth0"), total(1.0)),
+                    flow("skep_xdp_attached", ("interface", "eth1"), total(0.0)),
+                ],
+                "xdp_not_attached",
+            ),
+            (
+                vec![
                     flow("skep_store_used_bytes", none, total(96.0)),
                     flow("skep_store_limit_bytes", none, total(100.0)),
                 ],

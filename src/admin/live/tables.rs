@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::sample::{Cause, Flow, Protocol, Sample, cause_of, float};
+use super::sample::{Cause, Flow, Protocol, Sample, float};
 use super::status::warnings;
 use super::top::TopTorrent;
 use crate::frontend::figures::{bytes, count, duration, grouped, percent, rate, rounded};
 use crate::frontend::stats::client_rows;
-use crate::types::{Action, Dropped, NotStored, PeerKind, Refusal, Rejected};
+use crate::types::{Action, NotStored, PeerKind, Refusal, Rejected};
 
 /// Rows of clients with a name; the rest is summed up.
 const CLIENT_ROWS_MAX: usize = 15;
@@ -347,8 +347,8 @@ fn drops(sample: &Sample) -> Rows {
         if cause == Cause::Queue {
             add(cause, "too few workers, or a small buffer", sample.silenced(cause));
         }
-        for reason in Dropped::ALL.into_iter().filter(|it| cause_of(*it) == cause) {
-            add(cause, reason.label(), sample.dropped(reason));
+        for reason in cause.reasons() {
+            add(cause, reason, sample.dropped(reason));
         }
     }
     rows
@@ -437,13 +437,19 @@ fn traffic(sample: &Sample) -> Rows {
         format!("{}/s", bytes(flow.per_s.round()))
     };
     let open = |kind| count(sample.sum("skep_connections", &[("kind", kind)]).total);
-    vec![
+    let mut rows = vec![
         row("Received", traffic(["skep_receive_bytes_total", "skep_stream_receive_bytes_total"])),
         row("Sent", traffic(["skep_transmit_bytes_total", "skep_stream_transmit_bytes_total"])),
         row("Open HTTP connections", open("http")),
         row("Open WebSockets", open("ws")),
         row("Open statistics pages", count(sample.value("skep_stats_viewers"))),
-    ]
+    ];
+    if let Some([finished, all]) = sample.judged_by_xdp() {
+        let share = if all.per_s > 0.0 { finished.per_s / all.per_s } else { 0.0 };
+        let value = format!("{}/s, {}", rate(finished.per_s), percent(share));
+        rows.push(row("Answered or dropped by XDP", value));
+    }
+    rows
 }
 
 fn tracker(sample: &Sample) -> Rows {
@@ -517,6 +523,20 @@ mod tests {
             [["Announces and scrapes", "0.5", "3"], ["New torrents, with a response", "0.5", "3"],]
         );
         assert_eq!(tables["workers"][0].len(), 4);
+    }
+
+    #[test]
+    fn what_no_socket_received_is_shown_where_xdp_is_in_use() {
+        let judged = |verdict: &'static str, per_s| MetricFlow {
+            name: "skep_xdp_packets_total",
+            labels: vec![("verdict", verdict.into())],
+            flow: Flow { total: 9.0, per_s },
+        };
+        let verdicts = [("answered", 50.0), ("forged_id", 30.0), ("passed_genuine", 120.0)];
+        let flows = verdicts.map(|(verdict, per_s)| judged(verdict, per_s)).into();
+        let traffic = traffic(&Sample { flows, ..Sample::default() });
+        assert_eq!(traffic.last().unwrap()[..], ["Answered or dropped by XDP", "80/s, 40.0 %"]);
+        assert!(!tables(&Sample::default())["traffic"].iter().any(|it| it[0].contains("XDP")));
     }
 
     #[test]

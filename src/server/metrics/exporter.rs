@@ -153,7 +153,8 @@ mod tests {
         let names = |text: &str| -> Vec<String> {
             text.lines().map(|it| it.rsplit_once(' ').map_or("", |it| it.0).to_owned()).collect()
         };
-        let sources = MetricInputs::of_a_test(3, 0, Vec::new());
+        let mut sources = MetricInputs::of_a_test(3, 0, Vec::new());
+        sources.use_xdp();
         let first = Exporter::new();
         let text = first.render(&Reading::of(SERIES, &sources));
         // Hash maps of two exporters, and those of two renderings, have different orders.
@@ -185,6 +186,7 @@ mod tests {
         for second in 1..=2 {
             sources.tick(Now::from_s(second));
         }
+        sources.use_xdp();
         let text = scraped(&sources);
         let series = text.lines().filter(|it| !it.starts_with('#') && !it.is_empty()).count();
         assert!((200..=500).contains(&series), "{series}");

@@ -19,7 +19,7 @@ use crate::types::{Dropped, Family, Transport};
 
 /// Workers with a label of their own. With up to seven series each, the other series and the
 /// process's own, a scrape stays below 500 series.
-const WORKER_LABELS_MAX: usize = 24;
+const WORKER_LABELS_MAX: usize = 16;
 
 /// A socket that is measured, and the worker that serves it.
 #[derive(Debug)]
@@ -128,16 +128,20 @@ impl MetricInputs {
             Dropped::ForgedId => OffloadVerdict::ForgedId,
             Dropped::ExpiredId => OffloadVerdict::ExpiredId,
             Dropped::LimitedConnect => OffloadVerdict::LimitedConnect,
-            Dropped::NetworkDenied => OffloadVerdict::NetworkDenied,
             _ => return OffloadCount::default(),
         };
         self.xdp.total.of(verdict, family)
     }
 
+    /// What the XDP programs have dropped because of its source, for a family.
+    pub(super) fn denied_by_xdp(&self, family: Family) -> OffloadCount {
+        self.xdp.total.of(OffloadVerdict::NetworkDenied, family)
+    }
+
     /// What the XDP programs have answered or dropped, for a family: what no socket received.
     pub(super) fn finished_by_xdp(&self, family: Family) -> OffloadCount {
         let dropped = Dropped::ALL.iter().map(|it| self.dropped_by_xdp(family, *it));
-        dropped.chain([self.answered_by_xdp(family)]).sum()
+        dropped.chain([self.answered_by_xdp(family), self.denied_by_xdp(family)]).sum()
     }
 
     /// A count summed over the stream workers.
@@ -265,6 +269,10 @@ fn worker_label(number: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::XDP_INTERFACES_MAX;
+    use crate::server::xdp::InterfaceReading;
+    use crate::sys::xdp::kernel::AttachMode;
+    use crate::sys::xdp::offload::OffloadCounts;
 
     impl MetricInputs {
         /// The inputs of a test, with `workers` workers. Each worker in the list has one socket per
@@ -291,6 +299,17 @@ mod tests {
             Self::new(AppContext::of_a_test(), blocks, tallies, sockets, info)
         }
 
+        /// As many interfaces with an XDP program as there can be.
+        pub(in crate::server::metrics) fn use_xdp(&mut self) {
+            let interface = |number| InterfaceReading {
+                name: format!("eth{number}"),
+                is_wanted: true,
+                mode: Some(if number == 0 { AttachMode::Native } else { AttachMode::Generic }),
+                counts: OffloadCounts::default(),
+            };
+            self.xdp.interfaces = (0..XDP_INTERFACES_MAX).map(interface).collect();
+        }
+
         /// The counts of a worker's rules.
         pub(in crate::server::metrics) fn tallies(&self, worker: usize) -> &Tallies {
             &self.tallies[worker]
@@ -303,9 +322,10 @@ mod tests {
         assert_eq!(sources.tick(Now::from_s(100)), None);
         sources.workers[1].busy_ns.add(500_000_000);
         sources.workers[31].busy_ns.add(850_000_000);
+        sources.workers[32].busy_ns.add(400_000_000);
         assert_eq!(sources.tick(Now::from_s(101)), Some((1.0, 0.5)));
         let ratio = |label| sources.busy.iter().find(|it| it.label == label).unwrap().ratio;
-        assert_eq!(["0", "1", "23+"].map(ratio), [0.0, 0.5, 0.05]);
+        assert_eq!(["0", "1", "15+"].map(ratio), [0.0, 0.5, 0.05]);
     }
 
     #[test]

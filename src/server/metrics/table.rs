@@ -18,18 +18,20 @@ use crate::snapshot::SaveStep;
 use crate::sys::xdp::kernel::AttachMode;
 use crate::sys::xdp::offload::OffloadVerdict;
 use crate::tracker::SourceAnomaly;
-use crate::types::{Action, Dropped, Family, NotStored, PeerKind, Refusal, Rejected, Transport};
+use crate::types::{
+    Action, Dropped, Family, NETWORK_DENIED, NotStored, PeerKind, Refusal, Rejected, Transport,
+};
 
 series! {
     "Requests" {
-        /// Requests answered, by an XDP program as well. `action`: connect, announce, scrape, answer
-        /// (WebRTC) or page.
+        /// Requests answered, by an XDP program as well. `action`: connect, announce, scrape,
+        /// answer (WebRTC) or page.
         counter skep_responses_total{transport, family, action} = responses;
         /// Well-formed requests answered with an error.
         counter skep_refused_total{transport, family, reason} = refused;
         /// Datagrams without a response: too short, wrong magic, forged or expired connection id,
-        /// over a limit, shed under load. What an XDP program has dropped counts as well, and it
-        /// alone drops for `network_denied`.
+        /// over a limit, shed under load. What an XDP program has dropped counts as well; such a
+        /// program alone drops for `network_denied`.
         counter skep_dropped_total{transport, family, reason} = |from, to| {
             for family in Family::ALL {
                 for reason in Dropped::ALL {
@@ -37,6 +39,8 @@ series! {
                     let count = count + from.dropped_by_xdp(family, reason).datagrams;
                     to.put(["udp", family.label(), reason.label()], count);
                 }
+                let denied = from.denied_by_xdp(family).datagrams;
+                to.put(["udp", family.label(), NETWORK_DENIED], denied);
             }
         };
         /// Requests over TCP that were not well-formed.
