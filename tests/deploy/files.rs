@@ -23,6 +23,9 @@ const EXPOSURE_TENTHS_MAX: u32 = 15;
 /// Debian's Python, the one that python3-seccomp belongs to.
 const PYTHON: &str = "/usr/bin/python3";
 const PROFILE: &str = "kubernetes/components/io-uring-seccomp/skep-io-uring.json";
+const XDP_PROFILE: &str = "kubernetes/components/xdp/skep-xdp.json";
+/// The overlay whose pod loads XDP programs.
+const XDP: &str = "xdp";
 
 #[test]
 fn yaml_is_tidy() {
@@ -189,6 +192,7 @@ fn obeys(overlay: &str, pod: &Value, settings: &str) {
     assert_eq!(inner["readOnlyRootFilesystem"], true, "{overlay}");
     assert_eq!(inner["allowPrivilegeEscalation"], false, "{overlay}");
     assert_eq!(inner["capabilities"]["drop"][0], "ALL", "{overlay}");
+    has_no_more_rights(overlay, container);
     let variables = list(&container["env"]).iter().map(|json| {
         let value = match text_or_field(json, container) {
             Some(value) => value.replace("$(POD_IP)", "192.0.2.1"),
@@ -200,6 +204,25 @@ fn obeys(overlay: &str, pod: &Value, settings: &str) {
     let workers = list(&container["env"]).iter().find(|it| it["name"] == "SKEP__SERVER__WORKERS");
     let cores = &container["resources"]["requests"]["cpu"];
     assert_eq!(text_or_field(workers.unwrap(), container).unwrap(), text(cores), "{overlay}");
+}
+
+/// Capabilities of the container: none, or those that XDP programs take, and that the process drops
+/// when it becomes the pod's own user.
+fn has_no_more_rights(overlay: &str, container: &Value) {
+    let inner = &container["securityContext"];
+    let variable = |name: &str| {
+        let found = list(&container["env"]).iter().find(|variable| variable["name"] == name);
+        found.map(|variable| text(&variable["value"]))
+    };
+    if variable("SKEP__UDP__XDP") != Some("offload") {
+        assert!(inner["capabilities"]["add"].is_null(), "{overlay}: {inner}");
+        assert!(inner["runAsUser"].is_null(), "{overlay}: {inner}");
+        return;
+    }
+    assert!([XDP, "own namespace"].contains(&overlay), "{overlay}");
+    let added: Vec<_> = list(&inner["capabilities"]["add"]).iter().map(text).collect();
+    assert_eq!(added, ["BPF", "NET_ADMIN", "SETGID", "SETUID"], "{overlay}");
+    assert_eq!((&inner["runAsUser"], variable("SKEP__SERVER__USER")), (&0.into(), Some("65532")));
 }
 
 /// The value of a variable, where the manifest or the container's resources have it.
@@ -264,6 +287,24 @@ fn the_seccomp_profile_allows_rings_and_little_else() {
         let tried = filtered(&[]).args(["/usr/bin/env", "unshare", space, "true"]).output();
         assert!(!tried.unwrap().status.success(), "{space}");
     }
+}
+
+/// The profile for XDP is the other one with what XDP takes, which takes capabilities besides.
+#[test]
+fn the_seccomp_profile_for_xdp_has_bpf_and_rtnetlink_besides() {
+    let read = |path: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(deployed(path)).unwrap()).unwrap()
+    };
+    let (own, mut other) = (read(XDP_PROFILE), read(PROFILE));
+    let (calls, shared) = (list(&own["syscalls"]), list(&other["syscalls"]).len());
+    let (_, more) = calls.split_at(shared);
+    let names: Vec<_> = more.iter().map(|entry| text(&entry["names"][0])).collect();
+    assert_eq!(names, [&["socket"][..], &["bpf"; 7]].concat());
+    for entry in more {
+        assert_eq!(entry["args"][0]["op"], "SCMP_CMP_EQ", "one command of a call: {entry}");
+    }
+    other["syscalls"].as_array_mut().unwrap().extend_from_slice(more);
+    assert_eq!(own, other);
 }
 
 /// skep under the profile, less some calls.
@@ -335,7 +376,7 @@ fn systemd_takes_the_units_and_trusts_them() {
     let unit = deployed("systemd/skep.service").display().to_string();
     let threshold = format!("--threshold={EXPOSURE_TENTHS_MAX}");
     agrees("systemd-analyze", &["security", "--offline=true", &threshold, &unit]);
-    for drop_in in [None, Some("shared-key.conf"), Some("low-ports.conf")] {
+    for drop_in in [None, Some("shared-key.conf"), Some("low-ports.conf"), Some("xdp.conf")] {
         let folder = tempfile::tempdir().unwrap();
         let installed = text_of("deploy/systemd/skep.service")
             .replace("/usr/local/bin/skep", env!("CARGO_BIN_EXE_skep"));
@@ -422,7 +463,7 @@ const NFT: &str = "/usr/sbin/nft";
 /// with most parts in a namespace of its own.
 fn overlays() -> Vec<(String, String)> {
     let mut all = Vec::new();
-    for folder in ["hostnetwork-daemonset", "loadbalancer", "io-uring-seccomp"] {
+    for folder in ["hostnetwork-daemonset", "loadbalancer", "io-uring-seccomp", XDP] {
         all.push((folder.to_owned(), rendered(folder)));
     }
     let count = fs::read_dir(deployed("kubernetes/overlays")).unwrap().count();
@@ -435,7 +476,7 @@ fn overlays() -> Vec<(String, String)> {
         assert!(text.contains(&format!("kind: {kind}\n")), "{kind}");
     }
     all.push(("monitoring".to_owned(), text));
-    let own = "namespace: trackers\nresources: [DEPLOYED/overlays/io-uring-seccomp]\n";
+    let own = "namespace: trackers\nresources: [DEPLOYED/overlays/xdp]\n";
     all.push(("own namespace".to_owned(), kustomized(own)));
     let balanced = "resources: [DEPLOYED/overlays/loadbalancer]\n\
                     components: [DEPLOYED/components/io-uring-seccomp]\n";
