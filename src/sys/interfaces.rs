@@ -47,11 +47,12 @@ impl HostInterfaces {
                 interface: entry.interface_name,
             })
         });
+        // A sandbox may hide all of /proc but processes (ProcSubset=pid of systemd).
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         Ok(Self {
             addresses: addresses.collect(),
-            default_v4: default_routes_v4(&text("/proc/net/route")),
-            default_v6: default_routes_v6(&text("/proc/net/ipv6_route")),
+            default_v4: default_routes_v4(&text("/proc/self/net/route")),
+            default_v6: default_routes_v6(&text("/proc/self/net/ipv6_route")),
         })
     }
 }

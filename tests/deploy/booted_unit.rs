@@ -8,15 +8,15 @@ use crate::tools::{blocks, have, text_of};
 /// Where certbot keeps the certificate of the page.
 const LINEAGE: &str = "/etc/letsencrypt/live/tracker.example.org";
 
-/// The page that an operator follows.
-fn page() -> String {
-    text_of("docs/operating.md")
+/// The only block of a language in the page that an operator follows that has this text.
+fn block(language: &str, text: &str) -> String {
+    block_of("docs/operating.md", language, text)
 }
 
-/// The only block of a language in the page that has this text.
-fn block(language: &str, text: &str) -> String {
+/// The only block of a language in a page that has this text.
+fn block_of(page: &str, language: &str, text: &str) -> String {
     let all: Vec<_> =
-        blocks(&page(), language).into_iter().filter(|it| it.contains(text)).collect();
+        blocks(&text_of(page), language).into_iter().filter(|it| it.contains(text)).collect();
     assert_eq!(all.len(), 1, "{text}: {all:?}");
     all.into_iter().next().unwrap()
 }
@@ -127,4 +127,53 @@ fn the_unit_outlives_a_kill_keeps_its_swarms_and_stops_at_a_signal() {
     journal_with(&host, "tracker.interval_s: 0 is out of bounds");
     assert_eq!(host.run("systemctl is-failed skep").1.trim(), "failed");
     assert_eq!(host.succeed("systemctl show --property ExecMainStatus --value skep").trim(), "2");
+}
+
+/// A network of the booted host with another one at its other end, over a pair of virtual cards.
+const NETWORK: &str = "ip link add skep0 type veth peer name client0 && ip netns add client && \
+                       ip link set client0 netns client && \
+                       ip address add 192.0.2.1/24 dev skep0 && ip link set skep0 up && \
+                       ip route add default via 192.0.2.2 && \
+                       ip -n client address add 192.0.2.2/24 dev client0 && \
+                       ip -n client link set client0 up && \
+                       ip netns exec client ethtool -K client0 tx off";
+
+#[test]
+fn the_unit_with_its_drop_in_answers_connects_in_the_kernel_and_keeps_to_its_rights() {
+    if !have(&["ip", "ethtool"]) {
+        return;
+    }
+    let Some(host) = installed() else { return };
+    host.succeed(NETWORK);
+    for (key, value) in [("xdp", "offload"), ("xdp_mode", "generic")] {
+        let edit = format!("s|^{key} = .*|{key} = \"{value}\"|");
+        host.succeed(&format!("sed -i '{edit}' /etc/skep/skep.toml"));
+    }
+    host.succeed("systemctl restart skep");
+    let journal = journal_with(&host, "XDP not in use");
+    assert!(journal.contains("deploy/systemd/xdp.conf"), "{journal}");
+    let commands = block_of("docs/xdp.md", "sh", "systemd/xdp.conf");
+    for line in commands.lines().filter(|line| !line.starts_with("skep doctor")) {
+        host.succeed(line);
+    }
+    journal_with(&host, "xdp=skep0:offload:generic");
+    host.succeed("ip netns exec client skep probe udp://192.0.2.1:6969");
+    let metrics = host.succeed("curl -s http://127.0.0.1:6970/metrics");
+    let has = |series: &str| metrics.lines().any(|line| line == series);
+    assert!(has("skep_xdp_attached{interface=\"skep0\"} 1"), "{metrics}");
+    let answered = "skep_xdp_packets_total{interface=\"skep0\",verdict=\"answered\"} 1";
+    assert!(has(answered), "{metrics}");
+    let capabilities = host.succeed(&format!("grep Cap /proc/{}/status", main_process(&host)));
+    let effective = capabilities.lines().find_map(|it| it.strip_prefix("CapEff:\t")).unwrap();
+    let expected = 1 << 39 | 1 << 12;
+    assert_eq!(u64::from_str_radix(effective, 16).unwrap(), expected, "CAP_BPF, CAP_NET_ADMIN");
+    let doctor = "skep doctor --config /etc/skep/skep.toml";
+    let found = host.run(doctor).1;
+    assert!(found.contains("the running tracker has it on skep0"), "{found}");
+    host.succeed("systemctl kill --signal KILL skep");
+    eventually("the program is gone with its process, and attached by the next", || {
+        let journal = host.succeed("journalctl -t skep -o cat --no-pager");
+        journal.matches("xdp=skep0:offload:generic").count() == 2
+    });
+    host.succeed("ip netns exec client skep probe udp://192.0.2.1:6969");
 }

@@ -25,9 +25,12 @@ const OF_NO_TRACKER: [&str; 2] = ["SkepAbsent", "SkepConntrackNear"];
 /// Metrics of others that we name: Prometheus' own, and node_exporter's.
 const OF_OTHERS: [&str; 3] = ["up", "node_nf_conntrack_entries", "node_nf_conntrack_entries_limit"];
 
+/// Metrics that are there with `udp.xdp` alone, which needs an interface.
+const OF_XDP: [&str; 2] = ["skep_xdp_attached", "skep_xdp_packets_total"];
+
 /// What may stay zero while all is well, and what the test cannot or should not bring about. Every
 /// other query has to find something above zero.
-const QUIET: [&str; 8] = [
+const QUIET: [&str; 9] = [
     "skep_accept_failed_total",
     "skep_announces_not_stored_total",
     "skep_io_events_total",
@@ -36,6 +39,7 @@ const QUIET: [&str; 8] = [
     "skep_udp_socket_drops_total",
     "skep_udp_socket_queue_bytes",
     "skep_webtorrent_messages_lost_total",
+    "skep_xdp_packets_total",
 ];
 
 #[test]
@@ -111,8 +115,10 @@ fn every_metric_that_is_named_is_exported() {
         .lines()
         .filter(|it| !it.starts_with('#'))
         .filter_map(|it| it.split(['{', ' ']).next())
-        .chain(OF_OTHERS)
+        .chain(OF_OTHERS.into_iter().chain(OF_XDP))
         .collect();
+    let page = skep::server::metrics_page();
+    assert!(OF_XDP.iter().all(|name| page.contains(&format!("`{name}{{"))), "{page}");
     let mut expressions: Vec<String> =
         rules().iter().map(|it| text(&it["expr"]).to_owned()).collect();
     expressions.extend(queries().into_iter().map(|it| it.expression));

@@ -62,7 +62,7 @@ fn ipv6(report: &HostReport) -> Finding {
     let outward = |it: &&SocketAddr| it.is_ipv6() && !it.ip().is_loopback();
     let listens = all.iter().find(outward);
     let addresses = global_addresses(&report.host);
-    let routed = default_routes_v6(&report.host).map(|it| !it.is_empty());
+    let routed = has_default_route(&report.host);
     let (Some(at), addresses) = (listens, addresses) else {
         return IPV6
             .info("no setting has an outward IPv6 address: IPv6 is not served")
@@ -123,19 +123,19 @@ fn global_addresses(host: &Host) -> Result<Vec<IpAddr>, HostReadError> {
     Ok(addresses.collect())
 }
 
-/// The interfaces of usable default routes of IPv6, without loopback.
-pub(super) fn default_routes_v6(host: &Host) -> Result<Vec<String>, HostReadError> {
+/// Whether IPv6 has a usable default route.
+fn has_default_route(host: &Host) -> Result<bool, HostReadError> {
     const REJECT: u32 = 0x200; // RTF_REJECT
     let text = host.text("/proc/net/ipv6_route")?;
     // Destination, its prefix, source, its prefix, next hop, metric, references, use, flags, name.
     let leads = |line: &str| {
         let fields: Vec<_> = line.split_whitespace().collect();
-        let [destination, prefix, .., flags, device] = fields[..] else { return None };
+        let [destination, prefix, .., flags, device] = fields[..] else { return false };
         let flags = u32::from_str_radix(flags, 16).unwrap_or(REJECT);
         let is_default = prefix == "00" && destination.bytes().all(|it| it == b'0');
-        (is_default && device != "lo" && flags & REJECT == 0).then(|| device.to_owned())
+        is_default && device != "lo" && flags & REJECT == 0
     };
-    Ok(text.lines().filter_map(leads).collect())
+    Ok(text.lines().any(leads))
 }
 
 fn scope(report: &HostReport) -> Finding {

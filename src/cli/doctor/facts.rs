@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use crate::snapshot::{CURRENT, PREVIOUS, read_header};
 use crate::sys::clock::{Clock, ClockWatch, Synchronisation, synchronisation};
 use crate::sys::ethtool::{Channels, Ethtool};
 use crate::sys::filter::{self, SOURCES_MAX};
+use crate::sys::interfaces::{HostInterfaces, index_of};
 use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use crate::sys::xdp::attached::AttachedXdp;
 use crate::sys::xdp::offload::Offload;
@@ -65,6 +66,8 @@ pub struct HostFacts {
     pub in_kubernetes: bool,
     /// Whether the environment has a connection-id key, which several nodes can share.
     pub has_key_variable: bool,
+    /// Addresses and default routes of the network interfaces.
+    pub host_interfaces: Result<HostInterfaces, String>,
     /// The network interfaces, as far as XDP programs are concerned.
     pub interfaces: Vec<InterfaceFacts>,
     /// Whether the kernel takes the program of `udp.xdp`, which is not attached to anything; `None`
@@ -79,8 +82,6 @@ pub struct HostFacts {
 pub struct InterfaceFacts {
     /// Its name.
     pub name: String,
-    /// Addresses of this host that it carries.
-    pub addresses: Vec<IpAddr>,
     /// Its driver, by the name that ethtool has for it.
     pub driver: Option<String>,
     /// Its pairs of queues.
@@ -154,6 +155,7 @@ impl HostFacts {
             state: state.map(StateHome::inspect).map_err(text),
             in_kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             has_key_variable: std::env::var_os(KEY_VARIABLE).is_some(),
+            host_interfaces: HostInterfaces::read().map_err(text),
             interfaces: InterfaceFacts::gather(),
             xdp_program: (config.udp.xdp != Xdp::Off).then(try_xdp_program),
             // Evaluated last, so that the clock is watched during all the calls before.
@@ -208,10 +210,8 @@ impl InterfaceFacts {
     }
 
     fn of(name: String, ethtool: &Ethtool) -> Self {
-        let index = Host::here().number(&format!("/sys/class/net/{name}/ifindex")).ok();
-        let index = index.and_then(|it| u32::try_from(it).ok());
+        let index = index_of(&name).ok();
         Self {
-            addresses: Vec::new(),
             driver: ethtool.driver(&name).ok().filter(|it| !it.is_empty()),
             channels: ethtool.channels(&name).ok(),
             hashes_ports: ethtool.hashes_udp_ports(&name).ok(),

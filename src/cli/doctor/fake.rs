@@ -10,6 +10,7 @@ use super::{
 };
 use crate::config::Config;
 use crate::sys::clock::Synchronisation;
+use crate::sys::interfaces::HostInterfaces;
 
 /// The time of a test host's system clock, in seconds since the Unix epoch.
 pub(super) const NOW_S: u64 = 1_800_000_000;
@@ -48,6 +49,7 @@ impl Fake {
             state: Ok(state),
             in_kubernetes: false,
             has_key_variable: false,
+            host_interfaces: Ok(HostInterfaces::default()),
             interfaces: Vec::new(),
             xdp_program: None,
             clock: WallClock { synchronisation, now_s: NOW_S, set_ns: 0 },

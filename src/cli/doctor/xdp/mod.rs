@@ -7,7 +7,6 @@ mod interfaces;
 mod tests;
 
 use super::finding::{Check, Finding};
-use super::host::HostReadError;
 use super::tracker::{before_sockets, value, without_tracker};
 use super::{HostReport, Severity, kernel};
 use crate::config::{Xdp, XdpMode, XdpNeighbours};
@@ -71,7 +70,7 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
     let is_on = report.config.udp.xdp != Xdp::Off;
     let chosen = match chosen(report) {
         Ok(chosen) => chosen,
-        Err(unread) => return unknown(report, is_on, &unread),
+        Err(error) => return unknown(report, is_on, error),
     };
     if !is_on && report.config.udp.xdp_interfaces.0.is_empty() {
         return vec![offer(report, &chosen)];
@@ -96,8 +95,11 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
 }
 
 /// What is known where the interfaces are not.
-fn unknown(report: &HostReport, is_on: bool, unread: &HostReadError) -> Vec<Finding> {
-    let mut findings = vec![OFFLOAD.unread(unread)];
+fn unknown(report: &HostReport, is_on: bool, error: &str) -> Vec<Finding> {
+    let unlisted = format!("unknown: the interfaces cannot be listed: {error}");
+    let remedy = "let this user open sockets of AF_NETLINK, or run `skep doctor` as root, outside \
+                  of a sandbox";
+    let mut findings = vec![OFFLOAD.info(unlisted).remedied(remedy)];
     if is_on {
         findings.push(load(report));
     }

@@ -4,17 +4,13 @@ use super::super::facts::InterfaceFacts;
 use super::super::fake::{Fake, found};
 use super::*;
 use crate::sys::ethtool::Channels;
+use crate::sys::interfaces::{HostInterfaces, InterfaceAddress};
 use crate::sys::xdp::attached::AttachedXdp;
 use crate::sys::xdp::kernel::AttachMode;
-
-const ROUTES_V4: &str = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\n\
-                         eth0\t00000000\t0100A8C0\t0003\t0\t0\t100\t00000000\t0\n\
-                         eth1\t0000A8C0\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\n";
 
 /// A host with a default route through `eth0`, whose driver this is, and with another interface.
 fn with_driver(driver: &str) -> Fake {
     let mut fake = Fake::new()
-        .with("/proc/net/route", ROUTES_V4)
         .with("/proc/sys/kernel/osrelease", "6.12.0\n")
         .with("/sys/class/net/eth0/operstate", "up\n")
         .with("/sys/class/net/eth0/mtu", "1500\n")
@@ -23,13 +19,19 @@ fn with_driver(driver: &str) -> Fake {
         .with("/sys/class/net/eth0/queues/tx-0/xps_cpus", "0\n");
     let driver = (!driver.is_empty()).then(|| driver.to_owned());
     let eth0 = InterfaceFacts { name: "eth0".into(), driver, ..InterfaceFacts::default() };
-    let eth1 = InterfaceFacts {
-        name: "eth1".into(),
-        addresses: vec!["192.0.2.1".parse().unwrap()],
-        ..InterfaceFacts::default()
-    };
+    let eth1 = InterfaceFacts { name: "eth1".into(), ..InterfaceFacts::default() };
     let lo = InterfaceFacts { name: "lo".into(), ..InterfaceFacts::default() };
     fake.report.facts.interfaces = vec![eth0, eth1, lo];
+    let address = InterfaceAddress {
+        interface: "eth1".into(),
+        address: "192.0.2.1".parse().unwrap(),
+        is_loopback: false,
+    };
+    fake.report.facts.host_interfaces = Ok(HostInterfaces {
+        addresses: vec![address],
+        default_v4: ["eth0".to_owned()].into(),
+        default_v6: Default::default(),
+    });
     fake.report.facts.xdp_program = Some(Ok(()));
     fake
 }
@@ -108,6 +110,15 @@ fn interfaces_are_those_named_else_those_of_the_addresses_and_default_routes() {
     let down = with_offload("ice", "").with("/sys/class/net/eth0/operstate", "down\n");
     let (severity, text) = found(&examine(&down.report), "xdp.interfaces");
     assert!(severity == Severity::Warning && text.contains("ip link set dev eth0 up"), "{text}");
+}
+
+#[test]
+fn a_sandbox_that_hides_the_interfaces_is_named() {
+    let mut fake = with_offload("ice", "");
+    fake.report.facts.host_interfaces = Err("Address family not supported".into());
+    let (severity, text) = judge(&fake, "xdp.offload");
+    assert!(severity == Severity::Info && text.contains("Address family not supported"), "{text}");
+    assert_eq!(judge(&fake, "xdp.load").0, Severity::Ok);
 }
 
 #[test]
