@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -22,6 +23,8 @@ use skep::sys::xdp::offload::{
 use skep::time::Now;
 use skep::tracker::Tracker;
 use skep::types::{Dropped, Family};
+
+use crate::support::{assert_passed, child_test};
 
 /// What the kernel's clock is ahead of the tests' moment by: they begin in the middle of a bucket.
 const BEGIN_S: u64 = 1_800_000_000 / 64 * 64 + 32;
@@ -252,6 +255,26 @@ fn kinds(of: impl Fn(u8) -> Frame) -> Vec<Frame> {
     let both = [4, 6].map(of);
     let tagged = both.clone().map(|frame| Frame { tags: vec![0x8100], ..frame });
     both.into_iter().chain(tagged).collect()
+}
+
+/// Rights that the program is loaded with, as setpriv(1) takes them.
+const RIGHTS: &str = "-all,+bpf,+net_admin";
+
+/// More would be at hand for whoever takes the process over.
+#[test]
+fn two_capabilities_are_enough_to_load_the_program() {
+    const CHILD: &str = "SKEP_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        Offload::create().unwrap().load().unwrap();
+        return;
+    }
+    if Setup::new(None).is_some() {
+        let test = child_test(module_path!(), "two_capabilities_are_enough_to_load_the_program");
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", RIGHTS, "--inh-caps", RIGHTS]);
+        command.arg(test.get_program()).args(test.get_args()).env(CHILD, "1");
+        assert_passed(&command.output().unwrap());
+    }
 }
 
 #[test]

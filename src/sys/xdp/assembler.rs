@@ -92,6 +92,7 @@ pub enum Helper {
     MapLookupElem = 1,
     KtimeGetNs = 5,
     FibLookup = 69,
+    XdpGetBuffLen = 188,
 }
 
 /// A place in the program that jumps lead to.
