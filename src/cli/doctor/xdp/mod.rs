@@ -65,6 +65,7 @@ const MTU_MAX: u64 = 3_000;
 
 /// Bits of capabilities in /proc (linux/capability.h).
 const CAPABILITIES: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39)];
+const CAP_PERFMON: u32 = 38;
 
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
     let is_on = report.config.udp.xdp != Xdp::Off;
@@ -221,6 +222,12 @@ fn load(report: &HostReport) -> Finding {
                 "the kernel takes the program, but interprets it (net.core.bpf_jit_enable = 0)",
                 "$ sysctl -w net.core.bpf_jit_enable=1",
             ),
+            _ if lacks_capability(report, CAP_PERFMON) => LOAD
+                .info("the kernel takes the program, with barriers that double its time")
+                .remedied(
+                    "where floods are expected, CAP_PERFMON as well (deploy/systemd/xdp.conf); it \
+                     lets the process watch all others",
+                ),
             _ => LOAD.ok("the kernel takes the program"),
         },
         Some(Err(error)) => {
@@ -236,14 +243,23 @@ fn load(report: &HostReport) -> Finding {
     }
 }
 
+/// The capabilities of this process as bits; `None` if /proc does not show them.
+fn capabilities(report: &HostReport) -> Option<u64> {
+    let status = report.host.text("/proc/self/status").ok()?;
+    let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(bits.trim(), 16).ok()
+}
+
+fn lacks_capability(report: &HostReport, bit: u32) -> bool {
+    capabilities(report).is_some_and(|bits| bits >> bit & 1 == 0)
+}
+
 /// Why the kernel refuses the program, as far as /proc shows it, and what to do.
 fn refusal(report: &HostReport) -> (String, &'static str) {
     const EVERY_USER: u64 = u32::MAX as u64;
-    let missing = report.host.text("/proc/self/status").ok().and_then(|status| {
-        let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-        let bits = u64::from_str_radix(bits.trim(), 16).ok()?;
-        let is_missing = |(_, bit): &&(&str, u32)| bits >> bit & 1 == 0;
-        Some(CAPABILITIES.iter().filter(is_missing).map(|it| it.0).collect::<Vec<_>>())
+    let missing = capabilities(report).map(|_| {
+        let is_missing = |(_, bit): &&(&str, u32)| lacks_capability(report, *bit);
+        CAPABILITIES.iter().filter(is_missing).map(|it| it.0).collect::<Vec<_>>()
     });
     let is_whole = report.host.text("/proc/self/uid_map").ok().is_none_or(|map| {
         map.split_whitespace().last().and_then(|it| it.parse().ok()) == Some(EVERY_USER)
@@ -372,7 +388,8 @@ fn queues(report: &HostReport, chosen: &Chosen<'_>) -> Option<Judged> {
     let queues = report.host.names(&chosen.file("queues")).ok()?;
     let count = queues.iter().filter(|it| it.starts_with("rx-")).count();
     let workers = report.workers();
-    let fact = format!("{name} has {count} receive queues for {workers} workers");
+    let plural = if count == 1 { "" } else { "s" };
+    let fact = format!("{name} has {count} receive queue{plural} for {workers} workers");
     if count < workers && name != LOOPBACK {
         let remedy = format!(
             "if the card can have more (first command), give it as many as workers\n\

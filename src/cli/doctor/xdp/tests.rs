@@ -261,6 +261,9 @@ fn a_program_that_the_kernel_refuses_is_explained_by_what_proc_shows() {
     let namespace = "         0       1000          1\n";
     let (_, text) = judge(denied().with(STATUS, both).with("/proc/self/uid_map", namespace));
     assert!(text.contains("in a user namespace only"), "{text}");
+    let without = with_offload("ice", "").with(STATUS, both);
+    let (severity, text) = judge(without);
+    assert!(severity == Severity::Info && text.contains("CAP_PERFMON"), "{text}");
     let whole = "         0          0 4294967295\n";
     let (_, text) = judge(denied().with(STATUS, both).with("/proc/self/uid_map", whole));
     assert!(text.contains("seccomp profile"), "{text}");
