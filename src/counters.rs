@@ -78,10 +78,42 @@ impl IoEvent {
     }
 }
 
+/// Frames of AF_XDP sockets. Each that was received is also a datagram, unless its checksum was bad
+/// or it was not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum FrameEvent {
+    /// Taken from the receive ring.
+    Received,
+    /// Put into the send ring.
+    Sent,
+    /// Received with a wrong checksum, or without one over IPv6: dropped.
+    BadChecksum,
+    /// Received, and not a plain UDP datagram: dropped.
+    NotUnderstood,
+    /// Dropped by the kernel because the receive ring was full.
+    RingFull,
+    /// Dropped by the kernel for another reason: it had no frame to receive into, or too short a
+    /// one.
+    Dropped,
+    /// Times that the kernel had no frame to receive into.
+    FillEmpty,
+}
+
+impl FrameEvent {
+    /// Every event, in index order.
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
 /// One family's datagrams of one worker.
 #[derive(Debug, Default)]
 pub struct DatagramCounters {
-    /// Datagrams taken from the sockets.
+    /// Datagrams taken from the sockets, those of AF_XDP among them.
     pub received: Counter,
     /// Their payload bytes.
     pub received_bytes: Counter,
@@ -131,6 +163,7 @@ impl DurationHistogram {
 pub struct WorkerCounters {
     datagrams: [DatagramCounters; Family::ALL.len()],
     io_events: [Counter; IoEvent::ALL.len()],
+    frames: [Counter; FrameEvent::ALL.len()],
     /// Iterations of the worker's loop.
     pub turns: Counter,
     /// Nanoseconds of CPU time of the worker, system time included.
@@ -151,6 +184,11 @@ impl WorkerCounters {
     /// The number of these events.
     pub fn io_event(&self, event: IoEvent) -> &Counter {
         &self.io_events[event as usize]
+    }
+
+    /// The number of frames of AF_XDP sockets to which this happened.
+    pub fn frames(&self, event: FrameEvent) -> &Counter {
+        &self.frames[event as usize]
     }
 
     /// Counts one handled datagram: the only place where results become counts.

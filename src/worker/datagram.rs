@@ -1,4 +1,4 @@
-//! The datagram worker: one loop over either of two I/O backends.
+//! The datagram worker: one loop over an I/O backend.
 //!
 //! A turn submits the last turn's responses and waits (one system call with io_uring), takes a
 //! bounded batch, reads the clock once, lets the responder prefetch, handles each datagram, and
@@ -19,7 +19,11 @@ use crate::sys::socket::BoundUdp;
 use crate::time::Now;
 use crate::types::{DatagramResponse, Dropped, Family, unmap};
 use crate::worker::{
-    RESPONSE_BYTES_MAX, Responder, mmsg::Mmsg, pause_signal::PauseSignal, uring::UringBackend,
+    RESPONSE_BYTES_MAX, Responder,
+    mmsg::Mmsg,
+    pause_signal::PauseSignal,
+    uring::UringBackend,
+    xdp::{XdpBackend, XdpPorts},
 };
 
 /// How datagrams travel between kernel and worker.
@@ -78,41 +82,85 @@ impl DatagramWorker<'_> {
         responder: &mut R,
         pause: &PauseSignal,
     ) -> io::Result<()> {
+        self.run_with_xdp(responder, pause, &XdpPorts::default())
+    }
+
+    /// As [`Self::run_with_pauses`], and serves the AF_XDP sockets that it is handed. While it has
+    /// any, it serves the others as [`DatagramBackend::Mmsg`] does.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_with_xdp<R: Responder>(
+        &self,
+        responder: &mut R,
+        pause: &PauseSignal,
+        ports: &XdpPorts,
+    ) -> io::Result<()> {
         match self.backend {
-            DatagramBackend::Mmsg => self.drive(&mut Mmsg::new(self.sockets), responder, pause),
+            DatagramBackend::Mmsg => {
+                self.alternate(&mut Mmsg::new(self.sockets), responder, pause, ports)
+            }
             DatagramBackend::Uring => {
                 let options = RingOptions::default();
                 let mut host = RingHost::new(&options)?;
                 let ring = Ring::start(&mut host, self.sockets, &options)?;
-                self.drive(&mut UringBackend(ring), responder, pause)
+                self.alternate(&mut UringBackend(ring), responder, pause, ports)
             }
         }
     }
 
-    /// Serves on a backend until `stop` is set.
+    /// Serves on a backend while there are no AF_XDP sockets. It rests while there are, and keeps
+    /// what it needs to go on.
+    fn alternate(
+        &self,
+        io: &mut impl DatagramIo,
+        responder: &mut impl Responder,
+        pause: &PauseSignal,
+        ports: &XdpPorts,
+    ) -> io::Result<()> {
+        loop {
+            match ports.take() {
+                none if none.is_empty() => self.drive(io, responder, pause, ports)?,
+                taken => {
+                    let mut io = XdpBackend::new(self.sockets, taken);
+                    self.drive(&mut io, responder, pause, ports)?;
+                }
+            }
+            if self.is_stopped() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Serves on a backend until `stop` is set, or AF_XDP sockets are to be replaced.
     pub(super) fn drive(
         &self,
         io: &mut impl DatagramIo,
         responder: &mut impl Responder,
         pause: &PauseSignal,
+        ports: &XdpPorts,
     ) -> io::Result<()> {
         let mut meter = Meter::default();
-        let is_stopped = || self.stop.load(Ordering::Relaxed);
+        let is_over = || self.is_stopped() || ports.are_new();
         loop {
-            while !is_stopped() && !pause.is_requested() {
+            io.receive_again();
+            while !is_over() && !pause.is_requested() {
                 self.turn(io, responder, &mut meter, WAIT)?;
             }
             self.finish_receiving(io, responder, &mut meter)?;
             pause.enter();
-            while pause.is_requested() && !is_stopped() {
+            while pause.is_requested() && !self.is_stopped() {
                 std::thread::sleep(REST_LOOK);
                 meter.turn(self, self.clock.now(), 0);
             }
             pause.leave();
-            if is_stopped() {
+            if is_over() {
                 return Ok(());
             }
-            io.receive_again();
         }
     }
 
@@ -155,7 +203,8 @@ impl DatagramWorker<'_> {
         responder.upkeep(now);
         if meter.turn(self, now, count) {
             meter.collector.collect_if_requested();
-            responder.set_queue(fullest_queue_permille(self.sockets));
+            let fullest_ring = io.inspect_rings(self.counters);
+            responder.set_queue(fullest_queue_permille(self.sockets).max(fullest_ring));
         }
         Ok(count)
     }
@@ -213,7 +262,13 @@ pub(crate) trait DatagramIo {
     /// Whether all received datagrams have been handed out, and all responses submitted.
     fn is_quiet(&self) -> bool;
 
-    /// Receives again. Needs no resource that the backend did not have before it stopped receiving.
+    /// How full the fullest receive ring is that is not a socket's queue, in thousandths. Counts
+    /// what the kernel dropped there. Called about a hundred times a second.
+    fn inspect_rings(&mut self, _counters: &WorkerCounters) -> u32 {
+        0
+    }
+
+    /// Begins to receive, at first and after a stop. Needs no resource that the backend has not.
     fn receive_again(&mut self);
 }
 

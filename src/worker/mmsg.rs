@@ -13,73 +13,55 @@ use crate::sys::socket::BoundUdp;
 use crate::worker::datagram::{DatagramIo, ReceivedDatagram, send_event};
 
 /// Sockets, with one receive batch and one send batch that they share.
-pub(crate) struct Mmsg<'a> {
+pub(super) struct Batches<'a> {
     sockets: &'a [BoundUdp],
-    readiness: Readiness,
     /// The socket of the current batch.
     current: usize,
     received: ReceiveBatch,
     responses: SendBatch,
-    stopping: bool,
 }
 
-impl<'a> Mmsg<'a> {
-    pub(crate) fn new(sockets: &'a [BoundUdp]) -> Self {
-        Self {
-            sockets,
-            readiness: Readiness::new(sockets),
-            current: 0,
-            received: ReceiveBatch::new(BATCH),
-            responses: SendBatch::new(BATCH),
-            stopping: false,
-        }
+impl<'a> Batches<'a> {
+    pub(super) fn new(sockets: &'a [BoundUdp]) -> Self {
+        let (received, responses) = (ReceiveBatch::new(BATCH), SendBatch::new(BATCH));
+        Self { sockets, current: 0, received, responses }
     }
 
-    /// The next socket with something to read.
-    fn next_ready(&mut self, wait: Duration) -> io::Result<Option<usize>> {
-        if let Some(ready) = self.readiness.next() {
-            return Ok(Some(ready));
-        }
-        match self.readiness.wait(wait) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-            _ => Ok(self.readiness.next()),
-        }
-    }
-}
-
-impl DatagramIo for Mmsg<'_> {
+    /// Sends the responses to the current batch.
     #[inline]
-    fn turn(&mut self, wait: Duration, counters: &WorkerCounters) -> io::Result<usize> {
+    pub(super) fn flush(&mut self, counters: &WorkerCounters) {
         if !self.responses.is_empty() {
             self.responses.flush(&self.sockets[self.current], |error| {
                 counters.io_event(send_event(error.raw_os_error())).add(1);
             });
         }
-        if self.stopping {
-            return Ok(0);
-        }
-        let Some(ready) = self.next_ready(wait)? else { return Ok(0) };
-        self.current = ready;
-        match self.received.receive(&self.sockets[ready]) {
-            Ok(count) => Ok(count),
+    }
+
+    /// Takes the next batch of a socket, after the responses to the former one were sent, and
+    /// returns its size.
+    #[inline]
+    pub(super) fn receive(&mut self, socket: usize, counters: &WorkerCounters) -> usize {
+        self.current = socket;
+        match self.received.receive(&self.sockets[socket]) {
+            Ok(count) => count,
             // Only this worker reads the socket, but the kernel drops a datagram with a bad
             // checksum only at the receive call.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(_) => {
                 counters.io_event(IoEvent::ReceiveFailed).add(1);
-                Ok(0)
+                0
             }
         }
     }
 
     #[inline]
-    fn payload(&self, index: usize) -> &[u8] {
+    pub(super) fn payload(&self, index: usize) -> &[u8] {
         self.received.get(index).payload
     }
 
     #[inline]
-    fn datagram(&mut self, index: usize) -> ReceivedDatagram<'_> {
+    pub(super) fn datagram(&mut self, index: usize) -> ReceivedDatagram<'_> {
         let received = self.received.get(index);
         let room = "a batch of responses is as long as a batch of requests";
         ReceivedDatagram {
@@ -91,9 +73,65 @@ impl DatagramIo for Mmsg<'_> {
     }
 
     #[inline]
-    fn respond(&mut self, index: usize, bytes: usize) -> bool {
+    pub(super) fn respond(&mut self, index: usize, bytes: usize) {
         let received = self.received.get(index);
         self.responses.push(bytes, received.source, received.local);
+    }
+
+    pub(super) fn is_flushed(&self) -> bool {
+        self.responses.is_empty()
+    }
+}
+
+/// The next descriptor with something to read, of those that `readiness` watches.
+pub(super) fn next_ready(readiness: &mut Readiness, wait: Duration) -> io::Result<Option<usize>> {
+    if let Some(ready) = readiness.next() {
+        return Ok(Some(ready));
+    }
+    match readiness.wait(wait) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(readiness.next()),
+    }
+}
+
+/// Sockets alone.
+pub(crate) struct Mmsg<'a> {
+    batches: Batches<'a>,
+    readiness: Readiness,
+    stopping: bool,
+}
+
+impl<'a> Mmsg<'a> {
+    pub(crate) fn new(sockets: &'a [BoundUdp]) -> Self {
+        let readiness = Readiness::new(sockets);
+        Self { batches: Batches::new(sockets), readiness, stopping: false }
+    }
+}
+
+impl DatagramIo for Mmsg<'_> {
+    #[inline]
+    fn turn(&mut self, wait: Duration, counters: &WorkerCounters) -> io::Result<usize> {
+        self.batches.flush(counters);
+        if self.stopping {
+            return Ok(0);
+        }
+        let ready = next_ready(&mut self.readiness, wait)?;
+        Ok(ready.map_or(0, |socket| self.batches.receive(socket, counters)))
+    }
+
+    #[inline]
+    fn payload(&self, index: usize) -> &[u8] {
+        self.batches.payload(index)
+    }
+
+    #[inline]
+    fn datagram(&mut self, index: usize) -> ReceivedDatagram<'_> {
+        self.batches.datagram(index)
+    }
+
+    #[inline]
+    fn respond(&mut self, index: usize, bytes: usize) -> bool {
+        self.batches.respond(index, bytes);
         true
     }
 
@@ -102,7 +140,7 @@ impl DatagramIo for Mmsg<'_> {
     }
 
     fn is_quiet(&self) -> bool {
-        self.responses.is_empty()
+        self.batches.is_flushed()
     }
 
     fn receive_again(&mut self) {

@@ -7,5 +7,6 @@ pub mod pause_signal;
 pub mod request_log;
 pub mod stream;
 mod uring;
+pub mod xdp;
 
 pub use crate::frontend::{RESPONSE_BYTES_MAX, Responder};

@@ -73,6 +73,7 @@ mod tests {
     use crate::types::{Action, DatagramResponse, Dropped, Family};
     use crate::worker::Responder;
     use crate::worker::datagram::{DatagramBackend, DatagramWorker};
+    use crate::worker::xdp::XdpPorts;
 
     /// Sends every datagram back, and ends the worker after the last.
     struct Echo<'a> {
@@ -125,7 +126,8 @@ mod tests {
         };
         let mut io = UringBackend(Ring::on(double, [false, false].into_iter(), OPTIONS.buffers));
         let mut echo = Echo { awaited: count, stop: &stop };
-        let result = worker.drive(&mut io, &mut echo, &PauseSignal::default());
+        let result =
+            worker.drive(&mut io, &mut echo, &PauseSignal::default(), &XdpPorts::default());
         (result, counters, io)
     }
 

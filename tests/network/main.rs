@@ -10,4 +10,7 @@ mod stream_server;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
+mod xdp_codec;
+mod xdp_frames;
+mod xdp_full;
 mod xdp_offload;

@@ -20,23 +20,27 @@ use skep::sys::xdp::offload::{
     Offload, OffloadCount, OffloadCounts, OffloadKeys, OffloadProgram, OffloadSettings,
     OffloadVerdict,
 };
+use skep::sys::xdp::socket::XskMap;
 use skep::time::Now;
 use skep::tracker::Tracker;
 use skep::types::{Dropped, Family};
 
 use crate::support::{assert_passed, child_test};
+use crate::xdp_frames::{Frame, checksum, client, kinds, octets, server};
 
 /// What the kernel's clock is ahead of the tests' moment by: they begin in the middle of a bucket.
 const BEGIN_S: u64 = 1_800_000_000 / 64 * 64 + 32;
 const BUCKET_S: u64 = 64;
 const KEY: [u8; 32] = [7; 32];
 const OTHER_KEY: [u8; 32] = [8; 32];
-const MAGIC: u64 = 0x0417_2710_1980;
 
 /// The program, and the tracker whose sockets it stands before.
 struct Setup {
     offload: RefCell<Offload>,
     program: OffloadProgram,
+    /// The variant that redirects to AF_XDP sockets. It has none.
+    redirecting: OffloadProgram,
+    is_limited: bool,
     clock_offset_ns: u64,
     ids: ConnectionIds,
     frontend: RefCell<UdpFrontend>,
@@ -51,20 +55,14 @@ fn first_half(key: [u8; 32]) -> [u8; 16] {
     std::array::from_fn(|at| key[at])
 }
 
-/// A server's address, as tests use it.
-fn server(family: u8) -> SocketAddr {
-    if family == 4 { "192.0.2.9:6969" } else { "[2001:db8::9]:6969" }.parse().unwrap()
-}
-
-fn client(family: u8) -> SocketAddr {
-    if family == 4 { "198.51.100.7:51413" } else { "[2001:db8:1:2:3:4:5:6]:51413" }.parse().unwrap()
-}
-
 impl Setup {
     /// `None` where this process may not load programs.
     fn new(limit: Option<(u32, u32)>) -> Option<Self> {
-        let loaded = Offload::create().and_then(|offload| Ok((offload.load()?, offload)));
-        let (program, mut offload) = match loaded {
+        let loaded = Offload::create().and_then(|offload| {
+            let redirecting = offload.load_redirecting(&XskMap::create(1)?)?;
+            Ok((offload.load()?, redirecting, offload))
+        });
+        let (program, redirecting, mut offload) = match loaded {
             Ok(loaded) => loaded,
             Err(LoadError::Map(error)) if error.raw_os_error() == Some(libc::EPERM) => {
                 eprintln!("skipped: programs for XDP take CAP_BPF and CAP_NET_ADMIN: {error}");
@@ -80,7 +78,9 @@ impl Setup {
         let frontend = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
         let clock_offset_ns = BEGIN_S * 1_000_000_000 - monotonic_ns();
         let (offload, frontend) = (RefCell::new(offload), RefCell::new(frontend));
-        let setup = Self { offload, program, clock_offset_ns, ids, frontend };
+        let is_limited = limit.is_some();
+        let setup =
+            Self { offload, program, redirecting, is_limited, clock_offset_ns, ids, frontend };
         setup.set(KEY, None, limit);
         Some(setup)
     }
@@ -107,6 +107,11 @@ impl Setup {
         let (verdict, out) = self.program.program().test(frame).unwrap();
         let counted = difference(before, self.counts());
         assert!(counted.len() <= 1, "{counted:?}");
+        // Both programs share the loads of limits.
+        if !self.is_limited {
+            let redirecting = self.redirecting.program().test(frame).unwrap();
+            assert_eq!(redirecting, (verdict, out.clone()), "without sockets nothing differs");
+        }
         (verdict, out, counted.first().map(|it| it.0))
     }
 
@@ -127,134 +132,6 @@ fn difference(
         (verdict, family, OffloadCount { datagrams, bytes: new.bytes - old.bytes })
     });
     counted.filter(|it| it.2 != OffloadCount::default()).collect()
-}
-
-/// A frame in parts, so that tests can spoil each.
-#[derive(Clone, Debug)]
-struct Frame {
-    tags: Vec<u16>,
-    source: SocketAddr,
-    target: SocketAddr,
-    payload: Vec<u8>,
-    /// Behind the datagram: Ethernet's padding.
-    padding: usize,
-}
-
-const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-
-/// The Internet's checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
-    let words =
-        bytes.chunks(2).map(|it| u32::from(it[0]) << 8 | it.get(1).map_or(0, |it| u32::from(*it)));
-    let sum: u32 = words.sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap()
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
-impl Frame {
-    fn new(family: u8, payload: Vec<u8>) -> Self {
-        let (source, target) = (client(family), server(family));
-        Self { tags: Vec::new(), source, target, payload, padding: 0 }
-    }
-
-    fn connect(family: u8) -> Self {
-        Self::new(family, [&MAGIC.to_be_bytes()[..], &[0; 4], b"abcd"].concat())
-    }
-
-    /// An announce with this id.
-    fn announce(family: u8, id: u64) -> Self {
-        let mut payload = [&id.to_be_bytes()[..], &1_u32.to_be_bytes(), b"abcd"].concat();
-        payload.resize(96, 5);
-        payload.extend(6881_u16.to_be_bytes());
-        Self::new(family, payload)
-    }
-
-    /// Where IP begins.
-    fn ip_at(&self) -> usize {
-        14 + 4 * self.tags.len()
-    }
-
-    /// Where UDP begins.
-    fn udp_at(&self) -> usize {
-        self.ip_at() + if self.source.is_ipv4() { 20 } else { 40 }
-    }
-
-    fn udp(&self) -> Vec<u8> {
-        let length = u16::try_from(8 + self.payload.len()).unwrap();
-        let mut udp =
-            [self.source.port(), self.target.port(), length, 0].map(u16::to_be_bytes).concat();
-        udp.extend(&self.payload);
-        let (source, target) = (octets(self.source.ip()), octets(self.target.ip()));
-        let pseudo = [&source[..], &target, &[0, 17], &length.to_be_bytes(), &udp].concat();
-        let sum = match checksum(&pseudo) {
-            0 => 0xffff,
-            sum => sum,
-        };
-        udp[6..8].copy_from_slice(&sum.to_be_bytes());
-        udp
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let mut frame = [SERVER_MAC, CLIENT_MAC].concat();
-        for tag in &self.tags {
-            frame.extend([tag.to_be_bytes(), 7_u16.to_be_bytes()].concat());
-        }
-        let udp = self.udp();
-        let (source, target) = (octets(self.source.ip()), octets(self.target.ip()));
-        if self.source.is_ipv4() {
-            frame.extend(0x0800_u16.to_be_bytes());
-            let length = u16::try_from(20 + udp.len()).unwrap();
-            let mut ip = vec![0x45, 0x10, 0, 0, 0x12, 0x34, 0x40, 0, 53, 17, 0, 0];
-            ip[2..4].copy_from_slice(&length.to_be_bytes());
-            ip.extend([&source[..], &target].concat());
-            let sum = checksum(&ip);
-            ip[10..12].copy_from_slice(&sum.to_be_bytes());
-            frame.extend(ip);
-        } else {
-            frame.extend(0x86dd_u16.to_be_bytes());
-            frame.extend([0x61, 0x23, 0x45, 0x67]);
-            frame.extend(u16::try_from(udp.len()).unwrap().to_be_bytes());
-            frame.extend([17, 53]);
-            frame.extend([&source[..], &target].concat());
-        }
-        frame.extend(udp);
-        frame.resize(frame.len() + self.padding, 0);
-        frame
-    }
-
-    /// The frame that answers this one with a datagram.
-    fn answered(&self, payload: &[u8]) -> Vec<u8> {
-        let (source, target) = (self.target, self.source);
-        let answer = Self { source, target, payload: payload.to_vec(), ..self.clone() };
-        let mut frame = answer.bytes();
-        frame[..12].copy_from_slice(&[CLIENT_MAC, SERVER_MAC].concat());
-        let ip = self.ip_at();
-        if self.source.is_ipv4() {
-            (frame[ip + 1], frame[ip + 8]) = (0, 64);
-            frame[ip + 10..ip + 12].fill(0);
-            let sum = checksum(&frame[ip..ip + 20]);
-            frame[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
-        } else {
-            frame[ip..ip + 4].copy_from_slice(&[0x60, 0, 0, 0]);
-            frame[ip + 7] = 64;
-        }
-        frame
-    }
-}
-
-/// Frames of both families, without and with a VLAN tag.
-fn kinds(of: impl Fn(u8) -> Frame) -> Vec<Frame> {
-    let both = [4, 6].map(of);
-    let tagged = both.clone().map(|frame| Frame { tags: vec![0x8100], ..frame });
-    both.into_iter().chain(tagged).collect()
 }
 
 /// Rights that the program is loaded with, as setpriv(1) takes them.

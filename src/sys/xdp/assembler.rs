@@ -91,6 +91,7 @@ pub enum Condition {
 pub enum Helper {
     MapLookupElem = 1,
     KtimeGetNs = 5,
+    RedirectMap = 51,
     FibLookup = 69,
     XdpGetBuffLen = 188,
 }

@@ -35,6 +35,8 @@ pub enum MapKind {
     PerCpuArray = 6,
     /// Values by prefix: a key is its length in bits (4 bytes), then the bits.
     Prefixes = 11,
+    /// AF_XDP sockets by receive queue. Their descriptors are written, and cannot be read.
+    XdpSockets = 17,
 }
 
 /// Sizes of a map.
@@ -68,6 +70,8 @@ pub enum XdpVerdict {
     Pass = 2,
     /// The frame, as the program left it, goes back out of the interface.
     Transmit = 3,
+    /// The frame goes to the AF_XDP socket of its receive queue.
+    Redirect = 4,
 }
 
 /// Where a program runs.
@@ -321,6 +325,7 @@ impl XdpProgram {
             1 => XdpVerdict::Drop,
             2 => XdpVerdict::Pass,
             3 => XdpVerdict::Transmit,
+            4 => XdpVerdict::Redirect,
             _ => XdpVerdict::Aborted,
         };
         Ok((verdict, out))

@@ -2,7 +2,11 @@
 
 pub mod assembler;
 pub mod attached;
+pub mod frame;
 pub mod kernel;
 pub mod offload;
 mod program;
+mod rings;
 mod siphash;
+pub mod socket;
+mod umem;

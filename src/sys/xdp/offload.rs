@@ -6,7 +6,8 @@
 //!                                                                │
 //!            denied network ─▶ drop ◀────────────────────────────┤
 //!            16 bytes, magic ─▶ limits ─▶ connection id ─▶ transmit
-//!            announce, scrape ─▶ connection id ─▶ genuine: pass │ forged, expired: drop
+//!            announce, scrape ─▶ connection id ─▶ forged, expired: drop
+//!                                             └▶ genuine: AF_XDP socket, or pass
 //!            anything else ─▶ pass
 //! ```
 //!
@@ -19,6 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::kernel::{AttachMode, LoadError, Map, MapKind, MapShape, XdpLink, XdpProgram};
 use super::program::{self, ProgramMaps};
+use super::socket::XskMap;
 use crate::types::Family;
 
 /// Most addresses, each with its port, that are served.
@@ -48,10 +50,12 @@ pub enum OffloadVerdict {
     ExpiredId,
     /// A datagram of a denied network, dropped.
     NetworkDenied,
+    /// An announce or scrape with a genuine id, for the AF_XDP socket of its receive queue.
+    Redirected,
     /// An announce or scrape with a genuine id: for the sockets.
     PassedGenuine,
-    /// A connect whose response would leave by another interface, or to a station that is not
-    /// known yet: for the sockets.
+    /// A connect, or a datagram for an AF_XDP socket, whose response would leave by another
+    /// interface, or to a station that is not known yet: for the sockets.
     PassedNoRoute,
     /// Anything else: for the sockets.
     PassedOther,
@@ -299,6 +303,19 @@ impl Offload {
     /// # Errors
     /// [`LoadError`]: without `CAP_BPF` and `CAP_NET_ADMIN`, or if the kernel is too old.
     pub fn load(&self) -> Result<OffloadProgram, LoadError> {
+        self.load_with(None)
+    }
+
+    /// As [`Self::load`]; announces and scrapes with a genuine id are redirected to the AF_XDP
+    /// sockets in `sockets`. Those of queues without a socket pass.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_redirecting(&self, sockets: &XskMap) -> Result<OffloadProgram, LoadError> {
+        self.load_with(Some(sockets.descriptor()))
+    }
+
+    fn load_with(&self, sockets: Option<i32>) -> Result<OffloadProgram, LoadError> {
         let counters = Map::create(MapShape {
             kind: MapKind::PerCpuArray,
             key_bytes: 4,
@@ -314,6 +331,7 @@ impl Offload {
             loads: self.loads.descriptor(),
             slips: self.slips.descriptor(),
             counters: counters.descriptor(),
+            sockets,
         };
         Ok(OffloadProgram { program: XdpProgram::load(&program::assemble(maps))?, counters })
     }

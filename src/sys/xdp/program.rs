@@ -11,7 +11,8 @@ use super::assembler::{
 use super::kernel::XdpVerdict;
 use super::offload::{Field, LOAD_BITS, OffloadVerdict, SLIP_BITS};
 use super::siphash;
-use Condition::{Above, AnyBitSet, AtLeast, Below, Equal, NotEqual};
+use super::umem::RECEIVED_BYTES_MAX;
+use Condition::{Above, AnyBitSet, AtLeast, AtMost, Below, Equal, NotEqual};
 use Register::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
 use Width::{Byte, Double, Half, Word};
 
@@ -26,6 +27,8 @@ pub(super) struct ProgramMaps {
     pub(super) loads: i32,
     pub(super) slips: i32,
     pub(super) counters: i32,
+    /// AF_XDP sockets by receive queue, of a program that redirects to them.
+    pub(super) sockets: Option<i32>,
 }
 
 /// Seconds in a bucket of connection ids, and which of them are accepted: as
@@ -83,6 +86,7 @@ const LINK_BYTES: i16 = -256;
 
 // Offsets in the context (linux/bpf.h, xdp_md) and in a question for a route (bpf_fib_lookup).
 const CONTEXT_INTERFACE: i16 = 12;
+const CONTEXT_QUEUE: i16 = 16;
 const ROUTE_BYTES: i16 = 64;
 /// What is before the stations of the answer.
 const ROUTE_BYTES_ASKED: i16 = 48;
@@ -403,9 +407,38 @@ impl Offloader {
         self.asm.place(genuine);
         self.asm.load(Double, R1, R10, BACK);
         self.asm.jump_if(Above, R1, BUCKETS_BACK + BUCKETS_AHEAD, expired);
+        if let Some(sockets) = self.maps.sockets {
+            self.redirect(sockets);
+        }
         self.finish(OffloadVerdict::PassedGenuine, XdpVerdict::Pass);
         self.asm.place(expired);
         self.drop_as(OffloadVerdict::ExpiredId);
+    }
+
+    /// Redirects a frame to the AF_XDP socket of its receive queue, if there is one and it takes
+    /// frames of this length. Such a socket sends its response to the station of the request.
+    fn redirect(&mut self, sockets: i32) {
+        let (stays, routed) = (self.asm.label(), self.asm.label());
+        self.asm.set(R2, R7);
+        self.asm.add(R2, RECEIVED_BYTES_MAX.cast_signed() + 1);
+        self.asm.jump_if(AtMost, R2, R8, stays);
+        self.asm.load(Double, R1, R10, CONTEXT);
+        self.asm.load(Word, R3, R1, CONTEXT_QUEUE);
+        self.asm.store(Word, R10, INDEX, R3);
+        self.look_up(sockets, INDEX);
+        self.asm.jump_if(Equal, R0, 0, stays);
+        self.find_route();
+        self.asm.load(Double, R3, R6, Field::AsksRoutes.offset());
+        self.asm.jump_if(Equal, R3, 0, routed);
+        self.set_stations(6, 0);
+        self.asm.place(routed);
+        self.asm.set_map(R1, sockets);
+        self.asm.load(Word, R2, R10, INDEX);
+        self.asm.set(R3, XdpVerdict::Pass as i32);
+        self.asm.call(Helper::RedirectMap);
+        self.asm.jump_if(NotEqual, R0, XdpVerdict::Redirect as i32, stays);
+        self.finish(OffloadVerdict::Redirected, XdpVerdict::Redirect);
+        self.asm.place(stays);
     }
 
     /// A datagram with the action of a connect: answers it if it is a plain one.
@@ -549,17 +582,22 @@ impl Offloader {
         let (exchanged, done) = (self.asm.label(), self.asm.label());
         self.asm.load(Double, R3, R6, Field::AsksRoutes.offset());
         self.asm.jump_if(Equal, R3, 0, exchanged);
-        for (to, from) in [(0, ROUTE_NEXT_MAC), (6, ROUTE_OUR_MAC)] {
-            for half in (0..6).step_by(2) {
-                self.asm.load(Half, R3, R10, ROUTE + from + half);
-                self.asm.store(Half, R7, to + half, R3);
-            }
-        }
+        self.set_stations(0, 6);
         self.asm.jump(done);
         self.asm.place(exchanged);
         self.exchange(Word, R7, 0, 6);
         self.exchange(Half, R7, 4, 10);
         self.asm.place(done);
+    }
+
+    /// Writes the stations of the route: where the next one stands in the frame, and where ours.
+    fn set_stations(&mut self, next: i16, ours: i16) {
+        for (to, from) in [(next, ROUTE_NEXT_MAC), (ours, ROUTE_OUR_MAC)] {
+            for half in (0..6).step_by(2) {
+                self.asm.load(Half, R3, R10, ROUTE + from + half);
+                self.asm.store(Half, R7, to + half, R3);
+            }
+        }
     }
 
     /// The frame, with source and destination exchanged and its checksums computed.
