@@ -224,11 +224,13 @@ sections! {
         /// Empty: a key of this host only, kept in server.state_dir. The variable
         /// SKEP_CONNECTION_ID_KEY (a key, or two separated by a comma) overrides both.
         key_file: String = String::new() => live;
-        /// off, or offload: a program in the kernel answers connects, and drops datagrams with a
-        /// forged or expired connection id and those of denied networks, before they reach the
-        /// network stack (XDP). Everything else goes to the sockets as before. Needs CAP_BPF and
-        /// CAP_NET_ADMIN, connection_id = "siphash" and Linux 5.19. Host firewalls do not see what
-        /// it answers: read docs/xdp.md first.
+        /// What is answered before the kernel's network stack (XDP). off: nothing. offload: a
+        /// program in the kernel answers connects, and drops datagrams with a forged or expired
+        /// connection id and those of denied networks; everything else goes to the sockets as
+        /// before. full: the program also hands announces and scrapes to the workers directly, by
+        /// an AF_XDP socket of 8 MiB for each receive queue. Needs CAP_BPF and CAP_NET_ADMIN, full
+        /// also CAP_NET_RAW, connection_id = "siphash" and Linux 5.19. Host firewalls do not see
+        /// what it answers: read docs/xdp.md first.
         xdp: Xdp = Xdp::Off => live;
         /// Interfaces that get the program. Empty: those that carry the addresses in listen; for a
         /// wildcard address, those of the default routes. The loopback interface gets it only if it

@@ -39,6 +39,8 @@ pub enum Xdp {
     Off,
     /// Connects are answered, and what is forged is dropped, by a program in the kernel.
     Offload,
+    /// The same, and announces and scrapes reach the workers through AF_XDP sockets.
+    Full,
 }
 
 /// How an XDP program is attached to an interface.
@@ -510,7 +512,7 @@ macro_rules! choices {
 
 choices! {
     Io: Auto "auto" Uring "uring" Mmsg "mmsg";
-    Xdp: Off "off" Offload "offload";
+    Xdp: Off "off" Offload "offload" Full "full";
     XdpMode: Auto "auto" Native "native" Generic "generic";
     XdpNeighbours: Swap "swap" Fib "fib";
     ConnectionIdMac: Siphash "siphash" HmacSha256 "hmac-sha256";

@@ -63,6 +63,7 @@ fn xdp(config: &Config, keys: &LoadedKeys) -> XdpOptions {
     let half = |key: [u8; KEY_BYTES]| *key.first_chunk().unwrap_or(&[0; 16]);
     XdpOptions {
         is_on: udp.xdp != Xdp::Off,
+        has_sockets: udp.xdp == Xdp::Full,
         interfaces: udp.xdp_interfaces.0.clone(),
         mode: match udp.xdp_mode {
             XdpMode::Auto => None,

@@ -85,7 +85,7 @@ impl DatagramWorker<'_> {
         self.run_with_xdp(responder, pause, &XdpPorts::default())
     }
 
-    /// As [`Self::run_with_pauses`], and serves the AF_XDP sockets that it is handed. While it has
+    /// As [`Self::run_with_pauses`], and serves the AF_XDP sockets that it is given. While it has
     /// any, it serves the others as [`DatagramBackend::Mmsg`] does.
     ///
     /// # Errors
@@ -118,13 +118,15 @@ impl DatagramWorker<'_> {
         pause: &PauseSignal,
         ports: &XdpPorts,
     ) -> io::Result<()> {
+        let mut held = Vec::new();
         loop {
-            match ports.take() {
-                none if none.is_empty() => self.drive(io, responder, pause, ports)?,
-                taken => {
-                    let mut io = XdpBackend::new(self.sockets, taken);
-                    self.drive(&mut io, responder, pause, ports)?;
-                }
+            ports.apply(&mut held);
+            if held.is_empty() {
+                self.drive(io, responder, pause, ports)?;
+            } else {
+                let mut io = XdpBackend::new(self.sockets, std::mem::take(&mut held));
+                self.drive(&mut io, responder, pause, ports)?;
+                held = io.into_ports();
             }
             if self.is_stopped() {
                 return Ok(());

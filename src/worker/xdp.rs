@@ -12,7 +12,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::counters::{FrameEvent, WorkerCounters};
@@ -25,6 +25,8 @@ use crate::worker::mmsg::{Batches, next_ready};
 
 /// An AF_XDP socket, and the map by which the program of its interface finds it.
 pub struct XdpPort {
+    /// The interface's index.
+    interface: u32,
     socket: XskSocket,
     map: XskMap,
     /// Frames that were queued in this turn.
@@ -36,9 +38,10 @@ pub struct XdpPort {
 }
 
 impl XdpPort {
-    /// A socket that gets frames once its worker runs.
-    pub fn new(socket: XskSocket, map: XskMap) -> Self {
-        Self { socket, map, queued: 0, is_behind: false, counted: XskStatistics::default() }
+    /// A socket of this interface that gets frames once its worker runs.
+    pub fn new(interface: u32, socket: XskSocket, map: XskMap) -> Self {
+        let counted = XskStatistics::default();
+        Self { interface, socket, map, queued: 0, is_behind: false, counted }
     }
 
     /// Has the kernel send what is queued.
@@ -70,32 +73,55 @@ impl XdpPort {
     }
 }
 
-/// The AF_XDP sockets that another thread hands to a worker.
+/// The AF_XDP sockets that another thread gives to a worker, and those that it takes away.
 #[derive(Default)]
 pub struct XdpPorts {
-    next: Mutex<Vec<XdpPort>>,
-    is_new: AtomicBool,
+    changes: Mutex<PortChanges>,
+    are_new: AtomicBool,
+}
+
+#[derive(Default)]
+struct PortChanges {
+    /// Indices of interfaces whose sockets are to be closed.
+    removed: Vec<u32>,
+    /// Sockets that are to be served, the removed interfaces' new ones among them.
+    added: Vec<XdpPort>,
 }
 
 impl XdpPorts {
-    /// Replaces the worker's AF_XDP sockets. The worker serves what reached the former ones, then
-    /// closes them.
-    pub fn replace(&self, ports: Vec<XdpPort>) {
-        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = ports;
-        self.is_new.store(true, Ordering::Release);
+    /// Gives the worker a socket.
+    pub fn add(&self, port: XdpPort) {
+        self.lock().added.push(port);
+        self.are_new.store(true, Ordering::Release);
     }
 
-    /// Whether the worker's sockets are to be replaced.
+    /// Has the worker serve what reached the sockets of an interface, and close them.
+    pub fn remove(&self, interface: u32) {
+        let mut changes = self.lock();
+        changes.added.retain(|port| port.interface != interface);
+        changes.removed.push(interface);
+        self.are_new.store(true, Ordering::Release);
+    }
+
+    /// Whether the worker's sockets are to be changed.
     #[inline]
     pub(super) fn are_new(&self) -> bool {
-        self.is_new.load(Ordering::Acquire)
+        self.are_new.load(Ordering::Acquire)
     }
 
-    /// The sockets that the worker is to serve from now on.
-    pub(super) fn take(&self) -> Vec<XdpPort> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        self.is_new.store(false, Ordering::Release);
-        std::mem::take(&mut next)
+    /// Changes the worker's sockets.
+    pub(super) fn apply(&self, ports: &mut Vec<XdpPort>) {
+        let PortChanges { removed, added } = {
+            let mut changes = self.lock();
+            self.are_new.store(false, Ordering::Release);
+            std::mem::take(&mut *changes)
+        };
+        ports.retain(|port| !removed.contains(&port.interface));
+        ports.extend(added);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PortChanges> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,6 +143,11 @@ impl<'a> XdpBackend<'a> {
         let datagrams = Vec::with_capacity(BATCH as usize);
         let (readiness, batches) = (watch(&ports, sockets), Batches::new(sockets));
         Self { ports, sockets, batches, readiness, current: None, datagrams }
+    }
+
+    /// The AF_XDP sockets. What reached them has been served.
+    pub(crate) fn into_ports(self) -> Vec<XdpPort> {
+        self.ports
     }
 
     /// Takes the next batch of a port: the number of its datagrams.

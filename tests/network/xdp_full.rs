@@ -215,7 +215,7 @@ impl Gate {
     fn new(mode: AttachMode, queues: u32, asks_routes: bool) -> Self {
         let map = XskMap::create(queues).unwrap();
         let mut offload = Offload::create().unwrap();
-        let program = offload.load_redirecting(&map).unwrap();
+        let program = offload.load(&map).unwrap();
         let clock = Clock::start();
         let uptime = clock_gettime(ClockId::Monotonic);
         let uptime_ns = (uptime.tv_sec * 1_000_000_000 + uptime.tv_nsec).cast_unsigned();
@@ -239,7 +239,7 @@ impl Gate {
 
     /// An AF_XDP socket on queue 0, for a worker.
     fn port(&self, mode: AttachMode) -> XdpPort {
-        XdpPort::new(bind(queue_of(mode)), self.map.clone())
+        XdpPort::new(interface("skep0"), bind(queue_of(mode)), self.map.clone())
     }
 
     /// An id that the program takes for genuine.
@@ -293,7 +293,7 @@ impl Server {
 
     fn start_on(gate: &Gate, mode: AttachMode, backend: DatagramBackend) -> Self {
         let ports = Arc::new(XdpPorts::default());
-        ports.replace(vec![gate.port(mode)]);
+        ports.add(gate.port(mode));
         let bind = |family| bind_udp(server(family), &UdpOptions::default()).unwrap();
         let sockets = Arc::new([4, 6].map(bind).into_iter().collect::<Vec<_>>());
         let store = Arc::new(Store::new(Default::default()));
@@ -612,10 +612,10 @@ fn sockets_are_replaced_while_requests_arrive() {
                     eventually("frames are redirected", || {
                         gate.count(OffloadVerdict::Redirected) > redirected
                     });
-                    worker.ports.replace(Vec::new());
+                    worker.ports.remove(interface("skep0"));
                     let passed = gate.count(OffloadVerdict::PassedGenuine);
                     eventually("they pass", || gate.count(OffloadVerdict::PassedGenuine) > passed);
-                    worker.ports.replace(vec![gate.port(AttachMode::Native)]);
+                    worker.ports.add(gate.port(AttachMode::Native));
                 }
                 is_over.store(true, Ordering::Relaxed);
                 asker.join().unwrap()

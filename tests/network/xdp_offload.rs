@@ -38,9 +38,6 @@ const OTHER_KEY: [u8; 32] = [8; 32];
 struct Setup {
     offload: RefCell<Offload>,
     program: OffloadProgram,
-    /// The variant that redirects to AF_XDP sockets. It has none.
-    redirecting: OffloadProgram,
-    is_limited: bool,
     clock_offset_ns: u64,
     ids: ConnectionIds,
     frontend: RefCell<UdpFrontend>,
@@ -58,11 +55,9 @@ fn first_half(key: [u8; 32]) -> [u8; 16] {
 impl Setup {
     /// `None` where this process may not load programs.
     fn new(limit: Option<(u32, u32)>) -> Option<Self> {
-        let loaded = Offload::create().and_then(|offload| {
-            let redirecting = offload.load_redirecting(&XskMap::create(1)?)?;
-            Ok((offload.load()?, redirecting, offload))
-        });
-        let (program, redirecting, mut offload) = match loaded {
+        let loaded =
+            Offload::create().and_then(|offload| Ok((offload.load(&XskMap::create(1)?)?, offload)));
+        let (program, mut offload) = match loaded {
             Ok(loaded) => loaded,
             Err(LoadError::Map(error)) if error.raw_os_error() == Some(libc::EPERM) => {
                 eprintln!("skipped: programs for XDP take CAP_BPF and CAP_NET_ADMIN: {error}");
@@ -78,9 +73,7 @@ impl Setup {
         let frontend = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
         let clock_offset_ns = BEGIN_S * 1_000_000_000 - monotonic_ns();
         let (offload, frontend) = (RefCell::new(offload), RefCell::new(frontend));
-        let is_limited = limit.is_some();
-        let setup =
-            Self { offload, program, redirecting, is_limited, clock_offset_ns, ids, frontend };
+        let setup = Self { offload, program, clock_offset_ns, ids, frontend };
         setup.set(KEY, None, limit);
         Some(setup)
     }
@@ -107,11 +100,6 @@ impl Setup {
         let (verdict, out) = self.program.program().test(frame).unwrap();
         let counted = difference(before, self.counts());
         assert!(counted.len() <= 1, "{counted:?}");
-        // Both programs share the loads of limits.
-        if !self.is_limited {
-            let redirecting = self.redirecting.program().test(frame).unwrap();
-            assert_eq!(redirecting, (verdict, out.clone()), "without sockets nothing differs");
-        }
         (verdict, out, counted.first().map(|it| it.0))
     }
 
@@ -142,7 +130,7 @@ const RIGHTS: &str = "-all,+bpf,+net_admin";
 fn two_capabilities_are_enough_to_load_the_program() {
     const CHILD: &str = "SKEP_TEST_CHILD";
     if std::env::var_os(CHILD).is_some() {
-        Offload::create().unwrap().load().unwrap();
+        Offload::create().unwrap().load(&XskMap::create(1).unwrap()).unwrap();
         return;
     }
     if Setup::new(None).is_some() {

@@ -150,6 +150,62 @@ impl Settings {
 }
 
 #[test]
+fn announces_and_scrapes_are_answered_through_af_xdp_sockets() {
+    const NAME: &str = "announces_and_scrapes_are_answered_through_af_xdp_sockets";
+    if !in_a_namespace(module_path!(), NAME) {
+        return;
+    }
+    let namespace = ServerNamespace::new();
+    let modes = ["native", "generic"];
+    for (backend, mode) in backends().into_iter().flat_map(|it| modes.map(|mode| (it, mode))) {
+        let settings = [("SKEP__UDP__XDP", "full"), ("SKEP__UDP__XDP_MODE", mode)];
+        let mut skep = start(&namespace, &["--io", backend], &settings);
+        // The kernel frees the queue of the tracker before some time after its end.
+        await_sockets(&skep);
+        let before = skep.metrics();
+        skep.udp.iter().copied().for_each(converse);
+        let metrics = skep.metrics();
+        let more = |name: &str, label: &str| {
+            let label = format!("\"{label}\"");
+            metrics.sum(name, &label) - before.sum(name, &label)
+        };
+        let verdicts = ["answered", "redirected", "passed_genuine"];
+        let verdicts = verdicts.map(|it| more("skep_xdp_packets_total", it));
+        assert_eq!(verdicts, [2.0, 6.0, 0.0], "{backend} {mode}");
+        let frames = ["received", "sent"].map(|it| more("skep_xdp_frames_total", it));
+        assert_eq!(frames, [6.0, 6.0]);
+        for lost in ["bad_checksum", "not_understood", "ring_full", "dropped", "fill_empty"] {
+            assert_eq!(metrics.sum("skep_xdp_frames_total", lost), 0.0, "{lost}");
+        }
+        let answered = ["connect", "announce", "scrape"];
+        let answered = answered.map(|it| more("skep_responses_total", it));
+        assert_eq!(answered, [2.0, 4.0, 2.0]);
+        // A datagram that the program does not understand reaches an ordinary socket.
+        skep.udp.iter().for_each(|it| Client::unconnected(*it).send(&[7; 40]));
+        eventually("the sockets get the rest", || {
+            skep.metrics().sum("skep_dropped_total", "reason=\"unknown_action\"") == 2.0
+        });
+        skep.signal("TERM");
+        assert_eq!(skep.wait().code(), Some(0));
+        assert!(!has_program(&namespace));
+    }
+}
+
+/// Waits until announces go to AF_XDP sockets.
+#[track_caller]
+fn await_sockets(skep: &Skep) {
+    eventually("AF_XDP sockets are bound", || {
+        skep.metrics().sum("skep_io_backend_info", "backend=\"xdp_full\"") == 1.0
+    });
+    eventually("workers have them", || {
+        let before = counted(skep, "redirected");
+        let mut client = Client::connect(skep.udp[0]);
+        client.scrape(&[InfoHash([99; 20])]);
+        counted(skep, "redirected") > before
+    });
+}
+
+#[test]
 fn the_offload_is_switched_on_and_off_without_a_lost_datagram() {
     const NAME: &str = "the_offload_is_switched_on_and_off_without_a_lost_datagram";
     if !in_a_namespace(module_path!(), NAME) {
@@ -171,6 +227,16 @@ fn the_offload_is_switched_on_and_off_without_a_lost_datagram() {
         assert_eq!(counted(&skep, "answered") - before, 1.0);
         load.wait_for(1_000);
     }
+    for _ in 0..2 {
+        settings.reload(&skep, "udp.xdp = \"full\"\nudp.xdp_mode = \"native\"");
+        await_sockets(&skep);
+        load.wait_for(1_000);
+        settings.reload(&skep, "udp.xdp = \"offload\"\nudp.xdp_mode = \"native\"");
+        let passed = counted(&skep, "passed_genuine");
+        eventually("sockets get announces", || counted(&skep, "passed_genuine") > passed + 100.0);
+    }
+    settings.reload(&skep, "udp.xdp = \"full\"\nudp.xdp_mode = \"native\"");
+    await_sockets(&skep);
     let before = counted(&skep, "answered");
     settings.reload(&skep, "udp.xdp = \"off\"");
     eventually("the program is detached", || !has_program(&namespace));
@@ -243,23 +309,30 @@ fn a_take_over_under_load_moves_the_program_and_loses_nothing() {
         return;
     }
     let namespace = ServerNamespace::new();
-    let variables = [("SKEP__UDP__XDP", "offload")];
-    let mut first = start(&namespace, &[], &variables);
-    let state = first.state.take().unwrap();
-    let load = Steady::start(first.udp[0], RATE);
-    load.wait_for(1_000);
-    let state = state.path().to_str().unwrap();
-    let variables = [variables[0], ("STATE_DIRECTORY", state)];
-    let arguments = ["run", "--take-over"];
-    let second = start(&namespace, &arguments, &variables);
-    assert!(second.ready.contains(" xdp=s0:offload:generic"), "{}", second.ready);
-    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
-    converse(second.udp[0]);
-    assert!(counted(&second, "answered") > 0.0);
-    load.wait_for(1_000);
-    let (sent, lost) = load.finish();
-    assert_eq!(lost, 0, "of {sent}\n{}", second.log());
-    assert!(!second.log().contains("XDP not in use"), "{}", second.log());
+    for (xdp, mode) in [("offload", "generic"), ("full", "generic"), ("full", "native")] {
+        let variables = [("SKEP__UDP__XDP", xdp), ("SKEP__UDP__XDP_MODE", mode)];
+        let mut first = start(&namespace, &[], &variables);
+        let state = first.state.take().unwrap();
+        if xdp == "full" {
+            await_sockets(&first);
+        }
+        let load = Steady::start(first.udp[0], RATE);
+        load.wait_for(1_000);
+        let state = state.path().to_str().unwrap();
+        let variables = [variables[0], variables[1], ("STATE_DIRECTORY", state)];
+        let second = start(&namespace, &["run", "--take-over"], &variables);
+        assert!(second.ready.contains(" xdp=s0:"), "{}", second.ready);
+        assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+        if xdp == "full" {
+            await_sockets(&second);
+        }
+        converse(second.udp[0]);
+        assert!(counted(&second, "answered") > 0.0);
+        load.wait_for(1_000);
+        let (sent, lost) = load.finish();
+        assert_eq!(lost, 0, "of {sent}, {xdp} {mode}\n{}", second.log());
+        assert!(!second.log().contains("XDP not in use"), "{}", second.log());
+    }
 }
 
 #[test]
@@ -310,19 +383,26 @@ fn an_interface_may_go_down_or_away_and_come_back() {
     // The wildcard address stays bound when the interface goes; the admin listener is elsewhere.
     let mut skep = command();
     skep.args(["--listen", "0.0.0.0:0", "--workers", "2", "--admin", "127.0.0.1:0"]);
-    skep.envs([("SKEP__UDP__XDP", "offload"), ("SKEP__UDP__XDP_INTERFACES", "s0")]);
+    skep.envs([("SKEP__UDP__XDP", "full"), ("SKEP__UDP__XDP_INTERFACES", "s0")]);
     let skep = Skep::spawn(namespace.within(&skep));
     let address = SocketAddr::new(SERVER_V4.parse().unwrap(), skep.udp[0].port());
-    Client::connect(address);
+    let converse = || {
+        let mut client = Client::connect(address);
+        client.scrape(&[InfoHash([99; 20])]);
+    };
+    converse();
     namespace.ip("link set s0 down");
     namespace.ip("link set s0 up");
-    Client::connect(address);
+    converse();
     assert!(has_program(&namespace), "a link stays while an interface is down");
     ip("link del c0");
     skep.log_with("XDP program gone with its interface");
     namespace.join();
     eventually("the program is back", || has_program(&namespace));
-    Client::connect(address);
+    converse();
+    skep.log_with("AF_XDP socket bound");
+    eventually("the sockets are back", || skep.log().matches("AF_XDP socket bound").count() == 2);
+    converse();
     let attached = skep.log().matches("XDP program attached").count();
     assert_eq!(attached, 2, "{}", skep.log());
 }
@@ -364,6 +444,12 @@ fn a_process_without_privileges_keeps_what_it_loaded_and_says_what_it_lacks() {
         .unwrap();
     let user = [("SKEP__SERVER__USER", "nobody")];
     let arguments = ["--config", &settings.path()];
+    // Loaded as root: the interface's sockets are bound as nobody.
+    settings.write("udp.xdp = \"full\"");
+    let skep = start(&namespace, &arguments, &user);
+    await_sockets(&skep);
+    converse(skep.udp[0]);
+    drop(skep);
     // Loaded as root: off and on again as nobody.
     settings.write("udp.xdp = \"offload\"");
     let skep = start(&namespace, &arguments, &user);

@@ -27,6 +27,7 @@ use crate::sys::interfaces::{HostInterfaces, index_of};
 use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use crate::sys::xdp::attached::AttachedXdp;
 use crate::sys::xdp::offload::Offload;
+use crate::sys::xdp::socket::XskMap;
 use crate::sys::{affinity, memory, probe};
 
 /// Limits of the request for metrics.
@@ -224,7 +225,8 @@ impl InterfaceFacts {
 
 /// Has the kernel verify the program, as the start does. It ends with this call.
 fn try_xdp_program() -> Result<(), String> {
-    Offload::create().and_then(|it| it.load()).map(drop).map_err(text)
+    let loaded = || Offload::create()?.load(&XskMap::create(1)?);
+    loaded().map(drop).map_err(text)
 }
 
 impl StateHome {

@@ -9,7 +9,6 @@ use std::os::linux::fs::MetadataExt as _;
 use tracing::info;
 
 use crate::server::log::OPERATOR;
-use crate::sys::xdp::kernel::AttachMode;
 
 /// What is served.
 #[derive(Clone, Debug)]
@@ -18,8 +17,8 @@ pub(crate) struct ReadyLine {
     pub(crate) tcp: Vec<SocketAddr>,
     pub(crate) tls: Vec<SocketAddr>,
     pub(crate) admin: SocketAddr,
-    /// Interfaces with an XDP program, and how the program is attached.
-    pub(crate) xdp: Vec<(String, AttachMode)>,
+    /// Interfaces with an XDP program: name, what the program does, where it runs.
+    pub(crate) xdp: Vec<[String; 3]>,
     /// The backend of datagrams.
     pub(crate) io: &'static str,
     pub(crate) workers: usize,
@@ -32,13 +31,8 @@ impl fmt::Display for ReadyLine {
             addresses.iter().try_for_each(|address| write!(f, " {kind}={address}"))?;
         }
         write!(f, " admin={} io={} workers={}", self.admin, self.io, self.workers)?;
-        self.xdp.iter().try_for_each(|attached| write!(f, " xdp={}", describe(attached)))
+        self.xdp.iter().try_for_each(|attached| write!(f, " xdp={}", attached.join(":")))
     }
-}
-
-/// Interface, what the program does, and where it runs: `eth0:offload:native`.
-fn describe((interface, mode): &(String, AttachMode)) -> String {
-    format!("{interface}:offload:{}", mode.label())
 }
 
 impl ReadyLine {
@@ -62,7 +56,7 @@ impl ReadyLine {
         let list =
             |addresses: &[SocketAddr]| join(addresses.iter().map(ToString::to_string).collect());
         let (udp, tcp, tls) = (list(&self.udp), list(&self.tcp), list(&self.tls));
-        let xdp = join(self.xdp.iter().map(describe).collect());
+        let xdp = join(self.xdp.iter().map(|it| it.join(":")).collect());
         info!(
             target: OPERATOR,
             udp = udp.as_deref(),

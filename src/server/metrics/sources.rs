@@ -273,6 +273,7 @@ mod tests {
     use crate::server::xdp::InterfaceReading;
     use crate::sys::xdp::kernel::AttachMode;
     use crate::sys::xdp::offload::OffloadCounts;
+    use crate::sys::xdp::socket::XskMode;
 
     impl MetricInputs {
         /// The inputs of a test, with `workers` workers. Each worker in the list has one socket per
@@ -305,6 +306,7 @@ mod tests {
                 name: format!("eth{number}"),
                 is_wanted: true,
                 mode: Some(if number == 0 { AttachMode::Native } else { AttachMode::Generic }),
+                sockets: Some(if number == 0 { XskMode::ZeroCopy } else { XskMode::Copy }),
                 counts: OffloadCounts::default(),
             };
             self.xdp.interfaces = (0..XDP_INTERFACES_MAX).map(interface).collect();

@@ -8,7 +8,8 @@ use super::series::{Durations, Series, SeriesReader, SeriesWriter, labels, read,
 use super::sources::MetricInputs;
 use crate::access::lists::ListName;
 use crate::counters::{
-    CloseReason, DeliveryFailure, DurationHistogram, Handshake, IoEvent, RequestCounters,
+    CloseReason, DeliveryFailure, DurationHistogram, FrameEvent, Handshake, IoEvent,
+    RequestCounters,
 };
 use crate::frontend::unlisted_proxies::ProxySource;
 use crate::limiter::{LimitAction, LimitTable};
@@ -17,6 +18,7 @@ use crate::server::snapshots::figures::{Figures, RestoreOutcome};
 use crate::snapshot::SaveStep;
 use crate::sys::xdp::kernel::AttachMode;
 use crate::sys::xdp::offload::OffloadVerdict;
+use crate::sys::xdp::socket::XskMode;
 use crate::tracker::SourceAnomaly;
 use crate::types::{
     Action, Dropped, Family, NETWORK_DENIED, NotStored, PeerKind, Refusal, Rejected, Transport,
@@ -107,6 +109,9 @@ series! {
                 to.put([interface.name.clone()], u64::from(interface.mode.is_some()));
             }
         };
+        /// Frames of AF_XDP sockets: received, sent, and those that were lost, by the cause.
+        counter skep_xdp_frames_total{event in FrameEvent} =
+            |from, event| from.worker_sum(|worker| worker.frames(event).get());
         /// Failures of system calls that the workers survived.
         counter skep_io_events_total{event in IoEvent} =
             |from, event| from.worker_sum(|worker| worker.io_event(event).get());
@@ -199,12 +204,19 @@ series! {
         };
         /// Always 1. The labels name the I/O backend, and why that one. `xdp_offload` is there as
         /// well while an interface has the program, with where the program runs: native or
-        /// generic.
+        /// generic; `xdp_full` while it has AF_XDP sockets, with how frames reach them: zero_copy
+        /// or copy.
         gauge skep_io_backend_info{backend, reason} = |from, to| {
             to.put([from.info.backend, from.info.reason], 1_u64);
+            let interfaces = &from.xdp.interfaces;
             for mode in [AttachMode::Native, AttachMode::Generic] {
-                if from.xdp.interfaces.iter().any(|it| it.mode == Some(mode)) {
+                if interfaces.iter().any(|it| it.mode == Some(mode)) {
                     to.put(["xdp_offload", mode.label()], 1_u64);
+                }
+            }
+            for mode in [XskMode::ZeroCopy, XskMode::Copy] {
+                if interfaces.iter().any(|it| it.sockets == Some(mode)) {
+                    to.put(["xdp_full", mode.label()], 1_u64);
                 }
             }
         };

@@ -217,7 +217,7 @@ fn assemble(
         .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
     let gone = close(inherited_sockets);
     let (xdp_options, denied) = reloader.context.xdp_inputs();
-    reloader.context.xdp.prepare(&sockets.addresses, xdp_options, denied);
+    reloader.context.xdp.prepare(cpus.len(), &sockets.addresses, xdp_options, denied);
     let state = options::state_home(config);
     reloader.confinement = confine::confine(config, state.as_deref().ok())?;
     let watched = watch(&sockets.by_worker)?;

@@ -152,7 +152,8 @@ impl DatagramSpawn {
             counters: &self.counters,
             stop: &self.stop,
         };
-        worker.run_with_pauses(&mut LiveUdpFrontend { front_end, options }, &self.pause)
+        let ports = self.context.xdp.ports(self.worker);
+        worker.run_with_xdp(&mut LiveUdpFrontend { front_end, options }, &self.pause, &ports)
     }
 }
 

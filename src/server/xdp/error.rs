@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::sys::xdp::kernel::LoadError;
+use crate::sys::xdp::socket::XskError;
 
 /// Why an interface, or all of them, do not have the program.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,14 @@ pub(super) enum XdpError {
         interface: String,
         /// The kernel's number of the other program.
         program: Option<u32>,
+    },
+    /// A receive queue has no AF_XDP socket.
+    #[error("{interface}: {error}")]
+    Queue {
+        /// The interface.
+        interface: String,
+        /// Why.
+        error: XskError,
     },
     /// A program could not be attached.
     #[error("cannot attach the XDP program to {interface}: {error}")]
@@ -56,6 +65,7 @@ impl XdpError {
                 return "allow AF_NETLINK (RestrictAddressFamilies of the unit, see \
                         deploy/systemd/xdp.conf)";
             }
+            Self::Queue { error, .. } => return remedy_of_queue(error),
             Self::NoInterface => return "name the interfaces in udp.xdp_interfaces",
             Self::Busy { .. } => {
                 return "`bpftool net show` names it; end its process, or detach it by `ip link set \
@@ -84,6 +94,22 @@ impl XdpError {
     }
 }
 
+/// What the operator can do about a queue without a socket.
+fn remedy_of_queue(error: &XskError) -> &'static str {
+    match error {
+        XskError::NotPermitted => {
+            "start skep with CAP_NET_RAW (deploy/systemd/xdp.conf); after server.user has dropped \
+             it, a restart is needed"
+        }
+        XskError::LockedMemory => "LimitMEMLOCK=infinity in the unit, or CAP_IPC_LOCK",
+        XskError::QueueTaken { .. } => "end the program that has it: `ss --xdp` lists them",
+        XskError::NotSupported => "udp.xdp = \"offload\" works without AF_XDP sockets",
+        XskError::NoQueue { .. } | XskError::Failed { .. } => {
+            "none is needed if the interface has changed; else udp.xdp = \"offload\""
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +125,8 @@ mod tests {
             XdpError::Interfaces(system(libc::EAFNOSUPPORT)),
             XdpError::NoInterface,
             XdpError::Busy { interface: "eth0".into(), program: Some(7) },
+            XdpError::Queue { interface: "eth0".into(), error: XskError::NotPermitted },
+            XdpError::Queue { interface: "eth0".into(), error: XskError::LockedMemory },
             attach(libc::ENODEV),
             attach(libc::EOPNOTSUPP),
         ];

@@ -15,6 +15,7 @@ use crate::sys::xdp::kernel::LoadError;
 use crate::sys::xdp::offload::{
     NETWORKS_MAX, Offload, OffloadProgram, OffloadSettings, TARGETS_MAX,
 };
+use crate::sys::xdp::socket::XskMap;
 
 /// The maps, and what was written to them.
 pub(super) struct FollowedMaps {
@@ -48,12 +49,12 @@ impl FollowedMaps {
         })
     }
 
-    /// Loads a program for one interface.
+    /// Loads a program for one interface, which redirects to these sockets.
     ///
     /// # Errors
     /// As [`Offload::load`].
-    pub(super) fn load(&self) -> Result<OffloadProgram, LoadError> {
-        self.offload.load()
+    pub(super) fn load(&self, sockets: &XskMap) -> Result<OffloadProgram, LoadError> {
+        self.offload.load(sockets)
     }
 
     /// Writes what has changed.

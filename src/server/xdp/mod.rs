@@ -2,9 +2,9 @@
 //! follows, and what became of it.
 //!
 //! ```text
-//! settings, access list ─┐
-//! worst heavy hitters ───┼─▶ XdpControl::follow ─┬─▶ maps: keys, limits, networks, addresses
-//! addresses of the host ─┘                       └─▶ links: attached, detached, attached again
+//! settings, access list ─┐                       ┌─▶ maps: keys, limits, networks, addresses
+//! worst heavy hitters ───┼─▶ XdpControl::follow ─┼─▶ links: attached, detached, attached again
+//! addresses of the host ─┘                       └─▶ AF_XDP sockets: one per queue, to a worker
 //! ```
 //!
 //! The sockets serve all the time, so whatever fails here costs speed and nothing else: one warning
@@ -15,6 +15,7 @@ mod error;
 pub(crate) mod interfaces;
 mod maps;
 mod programs;
+mod queues;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,13 +27,17 @@ use crate::access::lists::AccessList;
 use crate::sys::clock::Clock;
 use crate::sys::xdp::kernel::AttachMode;
 use crate::sys::xdp::offload::{OffloadCounts, OffloadKeys};
-use programs::{Programs, PublishedPrograms};
+use crate::sys::xdp::socket::XskMode;
+use crate::worker::xdp::XdpPorts;
+use programs::{Programs, PublishedProgram, PublishedPrograms};
 
 /// The part of the settings that the program follows.
 #[derive(Clone)]
 pub(crate) struct XdpOptions {
     /// Whether the program is used.
     pub(crate) is_on: bool,
+    /// Whether announces and scrapes go to AF_XDP sockets.
+    pub(crate) has_sockets: bool,
     /// The interfaces that get the program; none: see [`interfaces::chosen`].
     pub(crate) interfaces: Vec<String>,
     /// Where the program is to run; `None`: in the driver, or behind it if that fails.
@@ -61,6 +66,8 @@ pub(crate) struct XdpInputs {
 /// The programs in use, and what they are to follow.
 pub(crate) struct XdpControl {
     clock: Clock,
+    /// For each datagram worker, its AF_XDP sockets.
+    ports: Mutex<Vec<Arc<XdpPorts>>>,
     programs: Mutex<Programs>,
     offenders: Mutex<Vec<IpAddr>>,
     published: Mutex<PublishedPrograms>,
@@ -83,6 +90,8 @@ pub(crate) struct InterfaceReading {
     pub(crate) is_wanted: bool,
     /// How the program is attached, if it is.
     pub(crate) mode: Option<AttachMode>,
+    /// How frames reach AF_XDP sockets, if there are any.
+    pub(crate) sockets: Option<XskMode>,
     pub(crate) counts: OffloadCounts,
 }
 
@@ -98,21 +107,30 @@ impl XdpControl {
         Self {
             programs: Mutex::new(Programs::new(clock.now().ns().saturating_sub(monotonic_ns))),
             clock,
+            ports: Mutex::default(),
             offenders: Mutex::default(),
             published: Mutex::default(),
         }
     }
 
-    /// Loads the programs, if they are to be used, for sockets that are bound to these addresses.
-    /// Privileges are needed here and not later.
+    /// Loads the programs, if they are to be used, for so many workers with sockets that are bound
+    /// to these addresses. Privileges are needed here and not later.
     pub(crate) fn prepare(
         &self,
+        workers: usize,
         listen: &[SocketAddr],
         options: Arc<XdpOptions>,
         denied: Arc<AccessList>,
     ) {
-        lock(&self.programs).set_listen(listen);
+        let ports: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
+        lock(&self.ports).clone_from(&ports);
+        lock(&self.programs).set_listen(listen, ports);
         self.follow(options, denied);
+    }
+
+    /// The AF_XDP sockets of a worker.
+    pub(crate) fn ports(&self, worker: usize) -> Arc<XdpPorts> {
+        lock(&self.ports).get(worker).cloned().unwrap_or_default()
     }
 
     /// Attaches the programs, and keeps them attached from now on: this process serves.
@@ -145,10 +163,14 @@ impl XdpControl {
         *lock(&self.published) = programs.published();
     }
 
-    /// The interfaces that have the program, and how.
-    pub(crate) fn attached(&self) -> Vec<(String, AttachMode)> {
+    /// The interfaces that have the program: name, what the program does, where it runs.
+    pub(crate) fn attached(&self) -> Vec<[String; 3]> {
         let all = lock(&self.published).interfaces.clone();
-        all.into_iter().filter_map(|it| Some((it.name, it.mode?))).collect()
+        let describe = |it: PublishedProgram| {
+            let what = if it.sockets.is_some() { "full" } else { "offload" };
+            Some([it.name, what.to_owned(), it.mode?.label().to_owned()])
+        };
+        all.into_iter().filter_map(describe).collect()
     }
 
     /// Reads all counts.
@@ -157,8 +179,8 @@ impl XdpControl {
         let interfaces = interfaces.into_iter().map(|published| {
             let counts = published.program.counts().unwrap_or_default();
             total.add(&counts);
-            let (name, mode) = (published.name, published.mode);
-            InterfaceReading { name, is_wanted: published.is_wanted, mode, counts }
+            let PublishedProgram { name, is_wanted, mode, sockets, .. } = published;
+            InterfaceReading { name, is_wanted, mode, sockets, counts }
         });
         XdpReading { interfaces: interfaces.collect(), total }
     }

@@ -8,14 +8,17 @@ use tracing::{info, warn};
 
 use super::error::{XdpError, is_busy};
 use super::maps::FollowedMaps;
+use super::queues::Queues;
 use super::{XdpInputs, XdpOptions, interfaces};
 use crate::config::XDP_INTERFACES_MAX;
 use crate::server::log::OPERATOR;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::interfaces::{HostInterfaces, index_of};
 use crate::sys::xdp::attached::AttachedXdp;
-use crate::sys::xdp::kernel::{AttachMode, XdpLink};
+use crate::sys::xdp::kernel::{AttachMode, LoadError, XdpLink};
 use crate::sys::xdp::offload::{OffloadCounts, OffloadProgram};
+use crate::sys::xdp::socket::XskMode;
+use crate::worker::xdp::XdpPorts;
 
 /// Seconds after which a failed attempt to attach is repeated: an attempt can reset the queues of a
 /// network card.
@@ -29,6 +32,8 @@ pub(super) struct Programs {
     clock_offset_ns: u64,
     /// The addresses of the UDP sockets.
     listen: Vec<SocketAddr>,
+    /// For each datagram worker, its AF_XDP sockets.
+    ports: Vec<Arc<XdpPorts>>,
     is_serving: bool,
     maps: Option<FollowedMaps>,
     interfaces: BTreeMap<String, Interface>,
@@ -44,6 +49,7 @@ pub(super) struct Programs {
 struct Interface {
     program: Arc<OffloadProgram>,
     link: Option<(XdpLink, AttachMode)>,
+    queues: Queues,
     is_wanted: bool,
     /// What is wrong, as it was logged.
     problem: Option<String>,
@@ -65,6 +71,8 @@ pub(super) struct PublishedProgram {
     pub(super) name: String,
     pub(super) is_wanted: bool,
     pub(super) mode: Option<AttachMode>,
+    /// How frames reach AF_XDP sockets, if there are any.
+    pub(super) sockets: Option<XskMode>,
     pub(super) program: Arc<OffloadProgram>,
 }
 
@@ -74,6 +82,7 @@ impl Programs {
         Self {
             clock_offset_ns,
             listen: Vec::new(),
+            ports: Vec::new(),
             is_serving: false,
             maps: None,
             interfaces: BTreeMap::new(),
@@ -83,9 +92,9 @@ impl Programs {
         }
     }
 
-    /// The addresses of the UDP sockets.
-    pub(super) fn set_listen(&mut self, listen: &[SocketAddr]) {
-        self.listen = listen.to_vec();
+    /// The addresses of the UDP sockets, and the AF_XDP sockets of each worker.
+    pub(super) fn set_listen(&mut self, listen: &[SocketAddr], ports: Vec<Arc<XdpPorts>>) {
+        (self.listen, self.ports) = (listen.to_vec(), ports);
     }
 
     /// Whether this process serves. If not, all programs are detached.
@@ -123,14 +132,19 @@ impl Programs {
         let wanted: Vec<_> = chosen.into_iter().take(XDP_INTERFACES_MAX).collect();
         for name in &wanted {
             if !self.interfaces.contains_key(name) {
-                let program = Arc::new(maps.load()?);
-                self.interfaces.insert(name.clone(), Interface::new(program));
+                let queues = Queues::create().map_err(LoadError::Map)?;
+                let program = Arc::new(maps.load(queues.map())?);
+                self.interfaces.insert(name.clone(), Interface::new(program, queues));
             }
         }
         self.set_wanted(&wanted);
-        if self.is_serving {
-            let wanted = self.interfaces.iter_mut().filter(|it| it.1.is_wanted);
-            wanted.for_each(|(name, interface)| interface.keep_attached(name, inputs));
+        for (name, interface) in self.interfaces.iter_mut().filter(|it| it.1.is_wanted) {
+            if self.is_serving {
+                interface.keep_attached(name, inputs);
+            }
+            // Sockets are opened while privileges are there, and bound beside a program.
+            let mode = interface.link.as_ref().map(|it| it.1);
+            interface.queues.follow(name, inputs.options.has_sockets, mode, &self.ports);
         }
         if wanted.is_empty() { Err(XdpError::NoInterface) } else { Ok(()) }
     }
@@ -142,6 +156,7 @@ impl Programs {
             interface.is_wanted = wanted.contains(name);
             if !interface.is_wanted {
                 interface.problem = None;
+                interface.queues.close(&self.ports);
                 if interface.link.take().is_some() {
                     info!(target: OPERATOR, interface = %name, "XDP program detached");
                 }
@@ -161,6 +176,7 @@ impl Programs {
             name: name.clone(),
             is_wanted: interface.is_wanted,
             mode: interface.link.as_ref().map(|it| it.1),
+            sockets: interface.queues.mode(),
             program: interface.program.clone(),
         });
         PublishedPrograms { interfaces: interfaces.collect(), retired: self.retired }
@@ -168,8 +184,8 @@ impl Programs {
 }
 
 impl Interface {
-    fn new(program: Arc<OffloadProgram>) -> Self {
-        Self { program, link: None, is_wanted: true, problem: None, retry_at_s: 0 }
+    fn new(program: Arc<OffloadProgram>, queues: Queues) -> Self {
+        Self { program, link: None, queues, is_wanted: true, problem: None, retry_at_s: 0 }
     }
 
     /// Attaches the program, unless it is attached in one of the modes, or an attempt has just
@@ -248,7 +264,7 @@ fn modes_of(interface: &str) -> Vec<AttachMode> {
 }
 
 /// Logs a problem unless it was the last one as well.
-fn log_once(known: &mut Option<String>, problem: Option<XdpError>) {
+pub(super) fn log_once(known: &mut Option<String>, problem: Option<XdpError>) {
     let text = problem.as_ref().map(ToString::to_string);
     if let Some(error) = problem.filter(|_| *known != text) {
         let remedy = error.remedy();

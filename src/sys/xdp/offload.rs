@@ -297,25 +297,13 @@ impl Offload {
         })
     }
 
-    /// Has the kernel verify a program for one interface. Datagrams are neither answered nor
-    /// dropped before [`Self::set`] and [`Self::set_targets`].
+    /// Has the kernel verify a program for one interface, which redirects announces and scrapes
+    /// with a genuine id to the AF_XDP sockets in `sockets`; those of queues without a socket pass.
+    /// Datagrams are neither answered nor dropped before [`Self::set`] and [`Self::set_targets`].
     ///
     /// # Errors
     /// [`LoadError`]: without `CAP_BPF` and `CAP_NET_ADMIN`, or if the kernel is too old.
-    pub fn load(&self) -> Result<OffloadProgram, LoadError> {
-        self.load_with(None)
-    }
-
-    /// As [`Self::load`]; announces and scrapes with a genuine id are redirected to the AF_XDP
-    /// sockets in `sockets`. Those of queues without a socket pass.
-    ///
-    /// # Errors
-    /// As [`Self::load`].
-    pub fn load_redirecting(&self, sockets: &XskMap) -> Result<OffloadProgram, LoadError> {
-        self.load_with(Some(sockets.descriptor()))
-    }
-
-    fn load_with(&self, sockets: Option<i32>) -> Result<OffloadProgram, LoadError> {
+    pub fn load(&self, sockets: &XskMap) -> Result<OffloadProgram, LoadError> {
         let counters = Map::create(MapShape {
             kind: MapKind::PerCpuArray,
             key_bytes: 4,
@@ -331,7 +319,7 @@ impl Offload {
             loads: self.loads.descriptor(),
             slips: self.slips.descriptor(),
             counters: counters.descriptor(),
-            sockets,
+            sockets: sockets.descriptor(),
         };
         Ok(OffloadProgram { program: XdpProgram::load(&program::assemble(maps))?, counters })
     }

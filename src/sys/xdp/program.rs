@@ -27,8 +27,8 @@ pub(super) struct ProgramMaps {
     pub(super) loads: i32,
     pub(super) slips: i32,
     pub(super) counters: i32,
-    /// AF_XDP sockets by receive queue, of a program that redirects to them.
-    pub(super) sockets: Option<i32>,
+    /// AF_XDP sockets by receive queue.
+    pub(super) sockets: i32,
 }
 
 /// Seconds in a bucket of connection ids, and which of them are accepted: as
@@ -407,9 +407,7 @@ impl Offloader {
         self.asm.place(genuine);
         self.asm.load(Double, R1, R10, BACK);
         self.asm.jump_if(Above, R1, BUCKETS_BACK + BUCKETS_AHEAD, expired);
-        if let Some(sockets) = self.maps.sockets {
-            self.redirect(sockets);
-        }
+        self.redirect();
         self.finish(OffloadVerdict::PassedGenuine, XdpVerdict::Pass);
         self.asm.place(expired);
         self.drop_as(OffloadVerdict::ExpiredId);
@@ -417,7 +415,7 @@ impl Offloader {
 
     /// Redirects a frame to the AF_XDP socket of its receive queue, if there is one and it takes
     /// frames of this length. Such a socket sends its response to the station of the request.
-    fn redirect(&mut self, sockets: i32) {
+    fn redirect(&mut self) {
         let (stays, routed) = (self.asm.label(), self.asm.label());
         self.asm.set(R2, R7);
         self.asm.add(R2, RECEIVED_BYTES_MAX.cast_signed() + 1);
@@ -425,14 +423,14 @@ impl Offloader {
         self.asm.load(Double, R1, R10, CONTEXT);
         self.asm.load(Word, R3, R1, CONTEXT_QUEUE);
         self.asm.store(Word, R10, INDEX, R3);
-        self.look_up(sockets, INDEX);
+        self.look_up(self.maps.sockets, INDEX);
         self.asm.jump_if(Equal, R0, 0, stays);
         self.find_route();
         self.asm.load(Double, R3, R6, Field::AsksRoutes.offset());
         self.asm.jump_if(Equal, R3, 0, routed);
         self.set_stations(6, 0);
         self.asm.place(routed);
-        self.asm.set_map(R1, sockets);
+        self.asm.set_map(R1, self.maps.sockets);
         self.asm.load(Word, R2, R10, INDEX);
         self.asm.set(R3, XdpVerdict::Pass as i32);
         self.asm.call(Helper::RedirectMap);

@@ -75,6 +75,13 @@ pub enum XskMode {
     Copy,
 }
 
+impl XskMode {
+    /// The label used in metrics and logs.
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
 /// The interface and queue of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XskQueue {

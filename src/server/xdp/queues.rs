@@ -1,0 +1,162 @@
+//! The AF_XDP sockets of one interface: one for each receive queue, each served by one worker.
+
+use std::io;
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::error::XdpError;
+use super::programs::log_once;
+use crate::server::log::OPERATOR;
+use crate::sys::ethtool::Ethtool;
+use crate::sys::interfaces::index_of;
+use crate::sys::xdp::kernel::AttachMode;
+use crate::sys::xdp::socket::{UnboundXsk, XskError, XskMap, XskMode, XskQueue};
+use crate::worker::xdp::{XdpPort, XdpPorts};
+
+/// Most receive queues of an interface with a socket, of 8 MiB each; those of the other queues go
+/// through the ordinary sockets.
+const QUEUES_MAX: usize = 64;
+
+/// Looks, one a second, for which a queue may be taken without a warning: the kernel frees the
+/// queues of a predecessor some time after its end.
+const TAKEN_LOOKS_MAX: u32 = 10;
+
+/// The sockets of one interface.
+pub(super) struct Queues {
+    map: XskMap,
+    queues: Vec<Queue>,
+    /// The interface's index and the program's mode, while sockets are bound.
+    bound: Option<(u32, AttachMode)>,
+    mode: Option<XskMode>,
+    /// What is wrong, as it was logged.
+    problem: Option<String>,
+    /// Looks at which a queue was taken, one after the other.
+    taken_looks: u32,
+}
+
+/// The socket of a receive queue.
+enum Queue {
+    /// None yet.
+    Missing,
+    /// One that is not bound, so that it needs no privilege any more.
+    Open(UnboundXsk),
+    /// A worker has it.
+    Served,
+}
+
+impl Queues {
+    /// No sockets, and the map in which the program finds them.
+    ///
+    /// # Errors
+    /// As [`XskMap::create`].
+    pub(super) fn create() -> io::Result<Self> {
+        let map = XskMap::create(u32::try_from(QUEUES_MAX).unwrap_or(1))?;
+        let (queues, bound, mode, problem) = Default::default();
+        Ok(Self { map, queues, bound, mode, problem, taken_looks: 0 })
+    }
+
+    /// The map in which the program finds the sockets.
+    pub(super) fn map(&self) -> &XskMap {
+        &self.map
+    }
+
+    /// How frames reach the sockets, if workers have any.
+    pub(super) fn mode(&self) -> Option<XskMode> {
+        self.mode
+    }
+
+    /// Opens sockets if they are wanted; binds them, and gives them to the workers, while the
+    /// program is attached. Closes them if they are not wanted, or their interface is gone.
+    pub(super) fn follow(
+        &mut self,
+        name: &str,
+        are_wanted: bool,
+        program: Option<AttachMode>,
+        workers: &[Arc<XdpPorts>],
+    ) {
+        let index = index_of(name).ok();
+        // An interface of the same name may be another one; and memory that an interface writes to
+        // is of no use beside a program behind its driver.
+        let is_stale = self.bound.is_some_and(|(interface, mode)| {
+            Some(interface) != index || program.is_some_and(|it| it != mode)
+        });
+        if !are_wanted || is_stale {
+            self.close(workers);
+        }
+        if !are_wanted {
+            return;
+        }
+        let outcome = self.open(name).and_then(|()| match (program, index) {
+            (Some(program), Some(index)) => self.bind((name, index), program, workers),
+            _ => Ok(()),
+        });
+        let is_taken = matches!(outcome, Err(XskError::QueueTaken { .. }));
+        self.taken_looks = if is_taken { self.taken_looks + 1 } else { 0 };
+        if is_taken && self.taken_looks <= TAKEN_LOOKS_MAX {
+            return;
+        }
+        let problem = outcome.err();
+        let interface = name.to_owned();
+        log_once(&mut self.problem, problem.map(|error| XdpError::Queue { interface, error }));
+    }
+
+    /// Has the workers close the sockets.
+    pub(super) fn close(&mut self, workers: &[Arc<XdpPorts>]) {
+        if let Some((interface, _)) = self.bound.take() {
+            workers.iter().for_each(|worker| worker.remove(interface));
+        }
+        self.queues.clear();
+        (self.mode, self.problem) = (None, None);
+    }
+
+    /// Opens a socket for each queue that has none.
+    fn open(&mut self, name: &str) -> Result<(), XskError> {
+        let channels = Ethtool::open().and_then(|it| it.channels(name));
+        let count = channels.map_or(1, |it| usize::try_from(it.count).unwrap_or(1));
+        // Sockets of queues that are gone get nothing, and cost nothing but memory.
+        let count = count.clamp(1, QUEUES_MAX).max(self.queues.len());
+        self.queues.resize_with(count, || Queue::Missing);
+        for queue in self.queues.iter_mut().filter(|it| matches!(it, Queue::Missing)) {
+            *queue = Queue::Open(UnboundXsk::open()?);
+        }
+        Ok(())
+    }
+
+    /// Binds the sockets that are not bound, each for the worker of its queue.
+    fn bind(
+        &mut self,
+        (name, interface): (&str, u32),
+        program: AttachMode,
+        workers: &[Arc<XdpPorts>],
+    ) -> Result<(), XskError> {
+        let mut refused = None;
+        let zero_copy = program == AttachMode::Native;
+        for ((number, queue), worker) in (0..).zip(&mut self.queues).zip(workers.iter().cycle()) {
+            let socket = match std::mem::replace(queue, Queue::Served) {
+                Queue::Open(socket) => socket,
+                other => {
+                    *queue = other;
+                    continue;
+                }
+            };
+            match socket.bind(XskQueue { interface, queue: number, zero_copy }) {
+                Ok(socket) => {
+                    let mode = socket.mode();
+                    info!(
+                        target: OPERATOR,
+                        interface = name, queue = number, mode = mode.label(),
+                        "AF_XDP socket bound"
+                    );
+                    (self.bound, self.mode) = (Some((interface, program)), Some(mode));
+                    worker.add(XdpPort::new(interface, socket, self.map.clone()));
+                }
+                Err((socket, error)) => {
+                    *queue = Queue::Open(socket);
+                    refused = Some(error);
+                }
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+}
