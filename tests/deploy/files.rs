@@ -3,14 +3,16 @@
 //! Needs kubectl, systemd, nftables and python3-seccomp of Debian, and Python's validators
 //! (`.ci/run`). What is missing is said; with `SKEP_REQUIRE_EXTERNAL=1`, a failure.
 
-use std::fs;
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
+use crate::support::namespaces::{SERVER_V4, ServerNamespace, in_a_namespace};
 use crate::support::tcp_clients::Certificate;
-use crate::support::{Skep, command, has_io_uring};
+use crate::support::{Client, Skep, command, has_io_uring, seeder};
 use crate::tools::{
     self, agrees, blocks, deployed, deployed_files, document, documents, have, have_yaml,
     kustomized, lacks, list, rendered, said, text, text_of, verdict,
@@ -26,6 +28,8 @@ const PROFILE: &str = "kubernetes/components/io-uring-seccomp/skep-io-uring.json
 const XDP_PROFILE: &str = "kubernetes/components/xdp/skep-xdp.json";
 /// The overlay whose pod loads XDP programs.
 const XDP: &str = "xdp";
+/// Capabilities of its container: two for programs, two to become another user.
+const XDP_RIGHTS: [&str; 4] = ["BPF", "NET_ADMIN", "SETGID", "SETUID"];
 
 #[test]
 fn yaml_is_tidy() {
@@ -221,7 +225,7 @@ fn has_no_more_rights(overlay: &str, container: &Value) {
     }
     assert!([XDP, "own namespace"].contains(&overlay), "{overlay}");
     let added: Vec<_> = list(&inner["capabilities"]["add"]).iter().map(text).collect();
-    assert_eq!(added, ["BPF", "NET_ADMIN", "SETGID", "SETUID"], "{overlay}");
+    assert_eq!(added, XDP_RIGHTS, "{overlay}");
     assert_eq!((&inner["runAsUser"], variable("SKEP__SERVER__USER")), (&0.into(), Some("65532")));
 }
 
@@ -261,11 +265,14 @@ fn accepts<'a>(variables: impl Iterator<Item = (&'a str, String)>) {
     assert!(output.status.success(), "{variables:?}: {}", said(&output).1);
 }
 
+fn have_seccomp() -> bool {
+    let has_library = Command::new(PYTHON).args(["-c", "import seccomp"]).output();
+    has_library.is_ok_and(|it| it.status.success()) || lacks("python3-seccomp")
+}
+
 #[test]
 fn the_seccomp_profile_allows_rings_and_little_else() {
-    let has_library = Command::new(PYTHON).args(["-c", "import seccomp"]).output();
-    if !has_library.is_ok_and(|it| it.status.success()) {
-        lacks("python3-seccomp");
+    if !have_seccomp() {
         return;
     }
     let state = tempfile::tempdir().unwrap();
@@ -282,9 +289,10 @@ fn the_seccomp_profile_allows_rings_and_little_else() {
     if has_io_uring() {
         assert_eq!(Skep::spawn(under_profile(&[])).ready_value("io"), "uring");
     }
-    assert!(filtered(&[]).args(["/usr/bin/env", "true"]).status().unwrap().success());
+    assert!(filtered(PROFILE, &[]).args(["/usr/bin/env", "true"]).status().unwrap().success());
     for space in ["--user", "--net", "--mount"] {
-        let tried = filtered(&[]).args(["/usr/bin/env", "unshare", space, "true"]).output();
+        let tried =
+            filtered(PROFILE, &[]).args(["/usr/bin/env", "unshare", space, "true"]).output();
         assert!(!tried.unwrap().status.success(), "{space}");
     }
 }
@@ -307,9 +315,45 @@ fn the_seccomp_profile_for_xdp_has_bpf_and_rtnetlink_besides() {
     assert_eq!(own, other);
 }
 
+/// Root with the capabilities of the container and no others, under its profile.
+#[test]
+fn the_container_for_xdp_loads_programs_and_becomes_the_user_of_the_pod() {
+    const NAME: &str = "the_container_for_xdp_loads_programs_and_becomes_the_user_of_the_pod";
+    const USER: u32 = 65532;
+    if !have(&["setpriv", "unshare", "ip", "ethtool"]) || !have_seccomp() {
+        return;
+    }
+    if !in_a_namespace(module_path!(), NAME) {
+        return;
+    }
+    let top = tempfile::tempdir().unwrap();
+    fs::set_permissions(top.path(), Permissions::from_mode(0o755)).unwrap();
+    let state = top.path().join("state");
+    DirBuilder::new().mode(0o700).create(&state).unwrap();
+    chown(&state, Some(USER), Some(USER)).unwrap();
+    let rights = XDP_RIGHTS.map(|name| format!("+{}", name.to_lowercase())).join(",");
+    let filtered = filtered(XDP_PROFILE, &[]);
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", &format!("-all,{rights}")]).arg(filtered.get_program());
+    command.args(filtered.get_args()).arg(env!("CARGO_BIN_EXE_skep")).args(["--workers", "1"]);
+    command.args(["--listen", &format!("{SERVER_V4}:0"), "--admin", &format!("{SERVER_V4}:0")]);
+    command.env("STATE_DIRECTORY", &state).env("SKEP__UDP__XDP", "offload");
+    command.env("SKEP__SERVER__USER", USER.to_string());
+    let namespace = ServerNamespace::new();
+    let skep = Skep::spawn(namespace.within(&command));
+    assert!(skep.ready.ends_with(" xdp=s0:offload:generic"), "{}\n{}", skep.ready, skep.log());
+    Client::connect(skep.udp[0]).announce(&seeder(1, 4001));
+    let answered = "skep_xdp_packets_total{interface=\"s0\",verdict=\"answered\"}";
+    assert_eq!(skep.metrics().value(answered), 1.0);
+    let status = fs::read_to_string(format!("/proc/{}/status", skep.id())).unwrap();
+    let has = |line: &str| status.lines().any(|it| it == line);
+    assert!(has(&format!("Uid:\t{}", [USER.to_string().as_str(); 4].join("\t"))), "{status}");
+    assert!(has("CapEff:\t0000000000000000") && has("Seccomp:\t2"), "{status}");
+}
+
 /// skep under the profile, less some calls.
 fn under_profile(without: &[&str]) -> Command {
-    let mut command = filtered(without);
+    let mut command = filtered(PROFILE, without);
     command.args([env!("CARGO_BIN_EXE_skep"), "--listen", "127.0.0.1:0", "--workers", "2"]);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("SKEP_") {
@@ -319,14 +363,14 @@ fn under_profile(without: &[&str]) -> Command {
     command
 }
 
-/// The start of a command that runs a program under the profile.
-fn filtered(without: &[&str]) -> Command {
+/// The start of a command that runs a program under a profile, less some calls.
+fn filtered(profile: &str, without: &[&str]) -> Command {
     let mut command = Command::new(PYTHON);
     command.arg(Path::new(tools::ROOT).join("tests/deploy/under_seccomp.py"));
     for name in without {
         command.args(["--without", name]);
     }
-    command.arg(deployed(PROFILE));
+    command.arg(deployed(profile));
     command
 }
 
