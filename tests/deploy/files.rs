@@ -341,7 +341,7 @@ fn the_container_for_xdp_loads_programs_and_becomes_the_user_of_the_pod() {
     command.env("SKEP__SERVER__USER", USER.to_string());
     let namespace = ServerNamespace::new();
     let skep = Skep::spawn(namespace.within(&command));
-    assert!(skep.ready.ends_with(" xdp=s0:offload:generic"), "{}\n{}", skep.ready, skep.log());
+    assert!(skep.ready.contains(" xdp=s0:offload:generic"), "{}\n{}", skep.ready, skep.log());
     Client::connect(skep.udp[0]).announce(&seeder(1, 4001));
     let answered = "skep_xdp_packets_total{interface=\"s0\",verdict=\"answered\"}";
     assert_eq!(skep.metrics().value(answered), 1.0);
@@ -349,6 +349,7 @@ fn the_container_for_xdp_loads_programs_and_becomes_the_user_of_the_pod() {
     let has = |line: &str| status.lines().any(|it| it == line);
     assert!(has(&format!("Uid:\t{}", [USER.to_string().as_str(); 4].join("\t"))), "{status}");
     assert!(has("CapEff:\t0000000000000000") && has("Seccomp:\t2"), "{status}");
+    assert!(state.join("handover.sock").exists(), "{}", skep.log());
 }
 
 /// skep under the profile, less some calls.

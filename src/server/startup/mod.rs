@@ -218,7 +218,12 @@ fn assemble(
     let gone = close(inherited_sockets);
     let (xdp_options, denied) = reloader.context.xdp_inputs();
     reloader.context.xdp.prepare(cpus.len(), &sockets.addresses, xdp_options, denied);
-    let state = options::state_home(config);
+    let user = confine::user_of(config)?;
+    let state = {
+        // Root may lack the capability to enter a directory of another user.
+        let _acting = confine::act_as(user.as_ref())?;
+        options::state_home(config)
+    };
     reloader.confinement = confine::confine(config, state.as_deref().ok())?;
     let watched = watch(&sockets.by_worker)?;
     let streams = |of: &[BoundListener]| of.iter().map(|it| it.address).collect::<Vec<_>>();
