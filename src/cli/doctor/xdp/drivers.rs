@@ -47,8 +47,7 @@ const fn driver(place: Place, spare: Spare, note: &'static str) -> Driver {
 const ENA: &str = "on some instances (c5n) responses of a native program are slower than those of \
                    a generic one: measure both (udp.xdp_mode), and mind the instance's packets \
                    per second, which no program raises";
-const VETH: &str = "responses of a native program vanish unless the peer has GRO or an XDP program \
-                    as well";
+const VETH: &str = "responses of a native program vanish unless the peer has a program as well";
 const BELOW: &str = "frames arrive at the interfaces below it: name those in udp.xdp_interfaces";
 
 /// The row of a driver, by the name that ethtool has for it.
