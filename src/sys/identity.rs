@@ -10,6 +10,7 @@ use std::os::unix::fs::{
 };
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::unistd::{
     Gid, Uid, User, getegid, geteuid, getgroups, getresgid, getresuid, initgroups, setegid,
     seteuid, setgid, setgroups, setuid,
@@ -63,8 +64,13 @@ impl UnixUser {
     pub fn find(name: &str) -> io::Result<Self> {
         let number = name.parse::<u32>().ok();
         let found = match number {
-            Some(number) => User::from_uid(Uid::from_raw(number))?,
-            None => User::from_name(name)?,
+            Some(number) => User::from_uid(Uid::from_raw(number)),
+            None => User::from_name(name),
+        };
+        // That there is no database, as in an empty image, is an error to glibc.
+        let found = match found {
+            Err(Errno::ENOENT | Errno::ESRCH) => None,
+            found => found?,
         };
         let name = name.to_owned();
         match (found, number) {

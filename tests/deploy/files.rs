@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use skep::sys::identity::UnixUser;
 
 use crate::support::namespaces::{SERVER_V4, ServerNamespace, in_a_namespace};
 use crate::support::tcp_clients::Certificate;
@@ -350,6 +351,24 @@ fn the_container_for_xdp_loads_programs_and_becomes_the_user_of_the_pod() {
     assert!(has(&format!("Uid:\t{}", [USER.to_string().as_str(); 4].join("\t"))), "{status}");
     assert!(has("CapEff:\t0000000000000000") && has("Seccomp:\t2"), "{status}");
     assert!(state.join("handover.sock").exists(), "{}", skep.log());
+}
+
+/// The image is empty: what it would change to is a number, and no file says whose.
+#[test]
+fn a_user_is_a_number_in_an_image_without_users() {
+    if !UnixUser::can_change() {
+        return eprintln!("skipped: this is not root");
+    }
+    let image = crate::pods::skep();
+    let check = |user: &str| {
+        let mut check = Command::new("chroot");
+        check.arg(image.path()).args(["/skep", "check"]).env("SKEP__SERVER__USER", user);
+        said(&check.output().unwrap())
+    };
+    let (is_valid, text) = check("65532");
+    assert!(is_valid, "{text}");
+    let (is_valid, text) = check("nobody");
+    assert!(!is_valid && text.contains("there is no user nobody"), "{text}");
 }
 
 /// skep under the profile, less some calls.

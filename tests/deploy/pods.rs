@@ -144,7 +144,7 @@ fn root_with(file: &Path, name: &str) -> TempDir {
 }
 
 /// As deploy/container/Dockerfile makes it.
-fn skep() -> TempDir {
+pub(crate) fn skep() -> TempDir {
     let root = root_with(Path::new(env!("CARGO_BIN_EXE_skep")), "/skep");
     let state = root.path().join("var/lib/skep");
     fs::create_dir_all(&state).unwrap();

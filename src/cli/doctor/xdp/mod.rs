@@ -267,9 +267,8 @@ fn refusal(report: &HostReport) -> (String, &'static str) {
     match missing {
         Some(missing) if !missing.is_empty() => (
             format!(": this process lacks {}", missing.join(" and ")),
-            "systemd: the drop-in deploy/systemd/xdp.conf; Kubernetes: the component xdp; Docker: \
-             --cap-add BPF --cap-add NET_ADMIN; if the tracker's unit has them, there is nothing \
-             to do: these are the shell's",
+            "systemd: the drop-in deploy/systemd/xdp.conf; Kubernetes and Docker: docs/xdp.md; if \
+             the tracker's unit has them, there is nothing to do: these are the shell's",
         ),
         Some(_) if !is_whole => (
             ": this process has the capabilities in a user namespace only, where they do not \
