@@ -200,12 +200,15 @@ impl Sample {
         ["skep_refused_total", "skep_rejected_total"].map(|it| self.sum(it, &[])).into_iter().sum()
     }
 
-    /// Datagrams that XDP programs have judged: those that no socket received, and all of them.
-    /// `None` if no interface has, or had, such a program.
+    /// Datagrams that XDP programs have judged: those that they answered or dropped, and all of
+    /// them. `None` if no interface has, or had, such a program.
     pub(super) fn judged_by_xdp(&self) -> Option<[Flow; 2]> {
         let name = "skep_xdp_packets_total";
         self.of(name).next()?;
-        let is_finished = |it: &&MetricFlow| !it.label("verdict").starts_with("passed_");
+        let is_finished = |it: &&MetricFlow| {
+            let verdict = it.label("verdict");
+            !verdict.starts_with("passed_") && verdict != "redirected"
+        };
         let finished = self.of(name).filter(is_finished).map(|it| it.flow).sum();
         Some([finished, self.sum(name, &[])])
     }

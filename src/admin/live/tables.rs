@@ -532,7 +532,12 @@ mod tests {
             labels: vec![("verdict", verdict.into())],
             flow: Flow { total: 9.0, per_s },
         };
-        let verdicts = [("answered", 50.0), ("forged_id", 30.0), ("passed_genuine", 120.0)];
+        let verdicts = [
+            ("answered", 50.0),
+            ("forged_id", 30.0),
+            ("passed_genuine", 80.0),
+            ("redirected", 40.0),
+        ];
         let flows = verdicts.map(|(verdict, per_s)| judged(verdict, per_s)).into();
         let traffic = traffic(&Sample { flows, ..Sample::default() });
         assert_eq!(traffic.last().unwrap()[..], ["Answered or dropped by XDP", "80/s, 40.0 %"]);

@@ -112,8 +112,8 @@ pub struct XskStatistics {
 ///
 /// Capabilities: [`Self::open`] needs `CAP_NET_RAW`, and `CAP_IPC_LOCK` if the limit of locked
 /// memory is too low. Everything else that is done with sockets needs none: those that are opened
-/// before privileges are dropped can be bound afterwards. But [`XskMap::insert`] and
-/// [`XskMap::remove`] need `CAP_BPF` before Linux 5.19 if `kernel.unprivileged_bpf_disabled` is set.
+/// before privileges are dropped can be bound afterwards. But before Linux 5.19 [`XskMap::insert`]
+/// and [`XskMap::remove`] need `CAP_BPF` if `kernel.unprivileged_bpf_disabled` is set.
 pub struct UnboundXsk(Box<XskSocket>);
 
 /// A socket that is bound to a receive queue.
