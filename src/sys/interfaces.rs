@@ -2,8 +2,8 @@
 //! Internet.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 
 use nix::ifaddrs::getifaddrs;
@@ -48,13 +48,23 @@ impl HostInterfaces {
             })
         });
         // A sandbox may hide all of /proc but processes (ProcSubset=pid of systemd).
-        let text = |path| fs::read_to_string(path).unwrap_or_default();
         Ok(Self {
             addresses: addresses.collect(),
-            default_v4: default_routes_v4(&text("/proc/self/net/route")),
-            default_v6: default_routes_v6(&text("/proc/self/net/ipv6_route")),
+            default_v4: default_routes_v4(&beginning("/proc/self/net/route")),
+            default_v6: default_routes_v6(&beginning("/proc/self/net/ipv6_route")),
         })
     }
+}
+
+/// Most bytes that are read of a table of routes: some 30 000 lines. Routers with more of them have
+/// the interfaces named in the settings; to look through a million each second would cost a core.
+const TABLE_BYTES_MAX: u64 = 4 << 20;
+
+/// The beginning of a file; empty if it cannot be read.
+fn beginning(path: &str) -> String {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|it| it.take(TABLE_BYTES_MAX).read_to_end(&mut bytes));
+    read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The kernel's number of an interface.

@@ -18,7 +18,7 @@ pub(super) enum XdpError {
     #[error("cannot list the interfaces of this host: {0}")]
     Interfaces(io::Error),
     /// No interface is named, and none carries an address that is served.
-    #[error("no interface carries an address that is served, and no default route is there")]
+    #[error("no interface carries an address that is served, and no default route was found")]
     NoInterface,
     /// Another program is on the interface.
     #[error("another XDP program is attached to {interface}{}", numbered(*program))]
