@@ -28,12 +28,13 @@ use skep::sys::clock::Clock;
 use skep::sys::probe::probe;
 use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use skep::sys::xdp::assembler::{Assembler, Register};
+use skep::sys::xdp::frame::FrameDatagram;
 use skep::sys::xdp::kernel::{AttachMode, XdpLink, XdpProgram, XdpVerdict};
 use skep::sys::xdp::offload::{
     Offload, OffloadKeys, OffloadProgram, OffloadSettings, OffloadVerdict,
 };
 use skep::sys::xdp::socket::{
-    UMEM_BYTES, UnboundXsk, XskError, XskMap, XskMode, XskQueue, XskSocket,
+    RECEIVED_BYTES_MAX, UMEM_BYTES, UnboundXsk, XskError, XskMap, XskMode, XskQueue, XskSocket,
 };
 use skep::time::Now;
 use skep::tracker::Tracker;
@@ -320,8 +321,11 @@ impl Server {
         self.counters.frames(event).get()
     }
 
-    fn last(&self) -> Exchange {
-        self.exchanges.lock().unwrap().last().cloned().unwrap()
+    /// The last exchange with a client.
+    fn last(&self, client: &UdpSocket) -> Exchange {
+        let source = client.local_addr().unwrap();
+        let exchanges = self.exchanges.lock().unwrap();
+        exchanges.iter().rfind(|it| it.source == source).cloned().unwrap()
     }
 
     /// Datagrams received, and those with a response or a reason for none.
@@ -468,13 +472,13 @@ fn converse(wire: &Wire, gate: &Gate, worker: &Server, family: u8) {
         (worker.frames(FrameEvent::Received), gate.count(OffloadVerdict::Redirected));
     // What a process of this host sends has no checksum yet, with which a program answers nothing.
     let connected = ask(&socket, &Frame::connect(family).payload);
-    assert_eq!(worker.last().response, connected);
+    assert_eq!(worker.last(&socket).response, connected);
     assert_eq!(worker.frames(FrameEvent::Received), frames);
     let id = connected[8..].try_into().map(u64::from_be_bytes).unwrap();
     for request in [announce(id), scrape(id)] {
         let response = ask(&socket, &request);
         let exchange = Exchange { source: client(family), request, response };
-        assert_eq!(worker.last(), exchange);
+        assert_eq!(worker.last(&socket), exchange);
     }
     // As from a network: with a checksum.
     let send = |frame: Frame| wire.send(server(family), &frame.bytes()[frame.ip_at()..]);
@@ -487,7 +491,7 @@ fn converse(wire: &Wire, gate: &Gate, worker: &Server, family: u8) {
     *bytes.last_mut().unwrap() ^= 1;
     wire.send(server(family), &bytes[spoiled.ip_at()..]);
     send(Frame::new(family, announce(id)));
-    assert_eq!(receive(&socket), worker.last().response);
+    assert_eq!(receive(&socket), worker.last(&socket).response);
     assert_eq!(gate.count(OffloadVerdict::Redirected), redirected + 4);
     assert_eq!(worker.frames(FrameEvent::Received), frames + 4);
 }
@@ -497,7 +501,7 @@ fn check_options(wire: &Wire, gate: &Gate, worker: &Server) {
     let request = Frame::new(4, announce(gate.id(client(4))));
     let frames = worker.frames(FrameEvent::Received);
     wire.send(server(4), &with_options(&request.bytes()[request.ip_at()..]));
-    assert_eq!(receive(&socket), worker.last().response);
+    assert_eq!(receive(&socket), worker.last(&socket).response);
     assert_eq!(worker.frames(FrameEvent::Received), frames);
 }
 
@@ -511,7 +515,7 @@ fn a_queue_without_an_af_xdp_socket_is_answered_by_ordinary_ones() {
         for _ in 0..CLIENTS {
             let socket = wire.client(SocketAddr::new(client(4).ip(), 0));
             let response = ask(&socket, &announce(gate.id(client(4))));
-            assert_eq!(response, worker.last().response);
+            assert_eq!(response, worker.last(&socket).response);
         }
         assert_eq!(worker.sums(), (CLIENTS, CLIENTS));
         let (redirected, passed) =
@@ -541,10 +545,10 @@ fn responses_follow_the_routes_where_they_are_asked() {
             let socket = wire.client(client(family));
             let request = announce(gate.id(client(family)));
             // The first response makes the client's station known, if it is not yet.
-            assert_eq!(ask(&socket, &request), worker.last().response);
+            assert_eq!(ask(&socket, &request), worker.last(&socket).response);
             let (redirected, unknown) =
                 (of(OffloadVerdict::Redirected), of(OffloadVerdict::PassedNoRoute));
-            assert_eq!(ask(&socket, &request), worker.last().response);
+            assert_eq!(ask(&socket, &request), worker.last(&socket).response);
             assert_eq!(of(OffloadVerdict::Redirected), redirected + 1);
             let station = "lladdr 02:00:00:00:00:03 nud permanent";
             ip(&format!("neigh replace {} {station} dev skep2", client(family).ip()));
@@ -573,7 +577,7 @@ fn a_paused_worker_leaves_requests_to_the_ordinary_sockets() {
         eventually("the request waits", || worker.sockets[0].memory().unwrap().queued_bytes > 0);
         assert_eq!(gate.count(OffloadVerdict::Redirected), 1);
         worker.pause.end();
-        assert_eq!(receive(&socket), worker.last().response);
+        assert_eq!(receive(&socket), worker.last(&socket).response);
         ask(&socket, &request);
         assert_eq!(gate.count(OffloadVerdict::Redirected), 2);
         assert_eq!(worker.sums(), (3, 3));
@@ -602,7 +606,7 @@ fn sockets_are_replaced_while_requests_arrive() {
                 let asker = scope.spawn(|| {
                     (0..)
                         .take_while(|_| {
-                            assert_eq!(ask(&socket, &request), worker.last().response);
+                            assert_eq!(ask(&socket, &request), worker.last(&socket).response);
                             !is_over.load(Ordering::Relaxed)
                         })
                         .count()
@@ -624,6 +628,35 @@ fn sockets_are_replaced_while_requests_arrive() {
             assert_eq!(worker.sums(), (asked, asked));
             worker.finish();
         }
+    });
+}
+
+#[test]
+fn a_frame_that_is_too_long_for_the_memory_passes() {
+    in_a_namespace("a_frame_that_is_too_long_for_the_memory_passes", || {
+        let wire = Wire::new(1);
+        ip("link set skep0 mtu 1900");
+        within(&wire.holder, || ip("link set skep1 mtu 1900"));
+        let gate = Gate::new(AttachMode::Native, 1, false);
+        let mut port = bind(queue_of(AttachMode::Native));
+        gate.map.insert(&port).unwrap();
+        for family in [4, 6] {
+            let send = |frame_bytes: usize| {
+                let mut frame = Frame::announce(family, gate.id(client(family)));
+                frame.payload.resize(frame_bytes - frame.udp_at() - 8, 0);
+                wire.send(server(family), &frame.bytes()[frame.ip_at()..]);
+            };
+            let longest = RECEIVED_BYTES_MAX as usize;
+            send(longest);
+            eventually("the frame arrives", || port.receive() == 1);
+            assert_eq!(port.frame(0).len(), longest);
+            assert_eq!(FrameDatagram::parse(port.frame(0)).unwrap().source(), client(family));
+            let passed = gate.count(OffloadVerdict::PassedGenuine);
+            send(longest + 1);
+            eventually("it passes", || gate.count(OffloadVerdict::PassedGenuine) == passed + 1);
+        }
+        assert_eq!(gate.count(OffloadVerdict::Redirected), 2);
+        assert_eq!(port.statistics().unwrap(), Default::default());
     });
 }
 

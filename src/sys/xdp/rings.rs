@@ -111,7 +111,8 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Producer<T> {
         self.count.wrapping_sub(taken)
     }
 
-    /// Whether the kernel looks at the ring only if it is woken. True if it does not say.
+    /// Whether the kernel looks at the ring only if it is woken. True if it does not say. `poll`
+    /// wakes it as well, so that a flag which is set a moment later is not missed.
     #[inline]
     pub(super) fn needs_wakeup(&self) -> bool {
         let flags = self.ring.flags_at.map(|at| self.ring.word(at).load(Ordering::Relaxed));
