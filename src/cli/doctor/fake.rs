@@ -66,7 +66,7 @@ impl Fake {
         let mut fake = Self::new()
             .configured(
                 "[server]\nio = \"uring\"\nworkers = 8\n[limits]\nkernel_deny_rate = 9\n[udp]\n\
-                         xdp = \"offload\"\nxdp_interfaces = [\"eth0\", \"lo\"]\n\
+                         xdp = \"full\"\nxdp_interfaces = [\"eth0\", \"lo\"]\n\
                          xdp_neighbours = \"fib\"",
             )
             .with("/proc/sys/kernel/osrelease", "5.4.0\n")

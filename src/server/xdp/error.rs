@@ -98,12 +98,15 @@ impl XdpError {
 fn remedy_of_queue(error: &XskError) -> &'static str {
     match error {
         XskError::NotPermitted => {
-            "start skep with CAP_NET_RAW (deploy/systemd/xdp.conf); after server.user has dropped \
-             it, a restart is needed"
+            "start skep with CAP_NET_RAW (deploy/systemd/xdp-full.conf); after server.user has \
+             dropped it, a restart is needed"
         }
         XskError::LockedMemory => "LimitMEMLOCK=infinity in the unit, or CAP_IPC_LOCK",
         XskError::QueueTaken { .. } => "end the program that has it: `ss --xdp` lists them",
-        XskError::NotSupported => "udp.xdp = \"offload\" works without AF_XDP sockets",
+        XskError::NotSupported => {
+            "if a sandbox denies AF_XDP, allow it (deploy/systemd/xdp-full.conf); udp.xdp = \
+             \"offload\" works without"
+        }
         XskError::NoQueue { .. } | XskError::Failed { .. } => {
             "none is needed if the interface has changed; else udp.xdp = \"offload\""
         }

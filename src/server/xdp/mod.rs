@@ -1,5 +1,5 @@
-//! The XDP offload of a running tracker: which interfaces have the program, what the program
-//! follows, and what became of it.
+//! XDP in a running tracker: which interfaces have the program, what the program follows, which
+//! queues have AF_XDP sockets, and what became of it.
 //!
 //! ```text
 //! settings, access list ─┐                       ┌─▶ maps: keys, limits, networks, addresses
@@ -30,6 +30,8 @@ use crate::sys::xdp::offload::{OffloadCounts, OffloadKeys};
 use crate::sys::xdp::socket::XskMode;
 use crate::worker::xdp::XdpPorts;
 use programs::{Programs, PublishedProgram, PublishedPrograms};
+
+pub(crate) use queues::QUEUES_MAX;
 
 /// The part of the settings that the program follows.
 #[derive(Clone)]

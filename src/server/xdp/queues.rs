@@ -16,7 +16,7 @@ use crate::worker::xdp::{XdpPort, XdpPorts};
 
 /// Most receive queues of an interface with a socket, of 8 MiB each; those of the other queues go
 /// through the ordinary sockets.
-const QUEUES_MAX: usize = 64;
+pub(crate) const QUEUES_MAX: usize = 64;
 
 /// Looks, one a second, for which a queue may be taken without a warning: the kernel frees the
 /// queues of a predecessor some time after its end.

@@ -3,6 +3,7 @@
 
 mod drivers;
 mod interfaces;
+mod sockets;
 #[cfg(test)]
 mod tests;
 
@@ -13,12 +14,14 @@ use crate::config::{Xdp, XdpMode, XdpNeighbours};
 use crate::frontend::figures::share;
 use drivers::{Driver, Place, lacking, row};
 use interfaces::{Chosen, LOOPBACK, chosen};
+use sockets::{CAP_NET_RAW, sockets};
 
 const OFFLOAD: Check = Check::new(
     "xdp.offload",
-    "With udp.xdp = \"offload\" a program in the kernel answers connects and drops forged ids. \
-     Measured on veth, a connect costs a ninth of what it costs through a socket, and a forged \
-     datagram of a flood a tenth. Host firewalls do not see what it answers (docs/xdp.md).",
+    "With udp.xdp = \"offload\" or \"full\" a program in the kernel answers connects and drops \
+     forged ids. Measured on veth, a connect costs a ninth of what it costs through a socket, and \
+     a forged datagram of a flood a tenth. Host firewalls do not see what it answers \
+     (docs/xdp.md).",
 );
 const LOAD: Check = Check::new(
     "xdp.load",
@@ -64,7 +67,8 @@ const DATAGRAMS_MIN: u64 = 50_000;
 const MTU_MAX: u64 = 3_000;
 
 /// Bits of capabilities in /proc (linux/capability.h).
-const CAPABILITIES: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39)];
+const CAPABILITIES: [(&str, u32); 3] =
+    [("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", CAP_NET_RAW), ("CAP_BPF", 39)];
 const CAP_PERFMON: u32 = 38;
 
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
@@ -79,6 +83,9 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
     let mut findings =
         if is_on { vec![offload(report, &chosen), load(report)] } else { Vec::new() };
     findings.push(existence(report, &chosen));
+    if has_sockets(report) {
+        findings.push(sockets(report, &chosen));
+    }
     let judges: [(&Check, Judge); 5] = [
         (&DRIVER, driver),
         (&QUEUES, queues),
@@ -93,6 +100,11 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Whether announces and scrapes are to reach AF_XDP sockets.
+fn has_sockets(report: &HostReport) -> bool {
+    report.config.udp.xdp == Xdp::Full
 }
 
 /// What is known where the interfaces are not.
@@ -258,7 +270,9 @@ fn lacks_capability(report: &HostReport, bit: u32) -> bool {
 fn refusal(report: &HostReport) -> (String, &'static str) {
     const EVERY_USER: u64 = u32::MAX as u64;
     let missing = capabilities(report).map(|_| {
-        let is_missing = |(_, bit): &&(&str, u32)| lacks_capability(report, *bit);
+        let is_missing = |(_, bit): &&(&str, u32)| {
+            (*bit != CAP_NET_RAW || has_sockets(report)) && lacks_capability(report, *bit)
+        };
         CAPABILITIES.iter().filter(is_missing).map(|it| it.0).collect::<Vec<_>>()
     });
     let is_whole = report.host.text("/proc/self/uid_map").ok().is_none_or(|map| {
@@ -343,10 +357,10 @@ fn driver(report: &HostReport, chosen: &Chosen<'_>) -> Option<Judged> {
     };
     Some(match (row.place, mode) {
         (Place::Below, _) => Judged::new(Severity::Warning, fact("the wrong interface"), ""),
-        (Place::NativeAtALoss, XdpMode::Generic) => {
-            Judged::ok(format!("{name} ({driver}): generic"))
+        (Place::NativeAtALoss, XdpMode::Native) => {
+            Judged::new(Severity::Problem, fact("native"), GENERIC)
         }
-        (Place::NativeAtALoss, _) => Judged::new(Severity::Problem, fact("native"), GENERIC),
+        (Place::NativeAtALoss, _) => Judged::ok(format!("{name} ({driver}): generic")),
         (Place::Generic, XdpMode::Native) => {
             Judged::new(Severity::Warning, fact("native is asked for"), AUTO)
         }

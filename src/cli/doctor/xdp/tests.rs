@@ -123,7 +123,8 @@ fn a_sandbox_that_hides_the_interfaces_is_named() {
 
 #[test]
 fn named_interfaces_are_judged_while_it_is_off() {
-    let fake = with_driver("veth").configured("[udp]\nxdp_interfaces = [\"eth0\"]");
+    let settings = "[udp]\nxdp_interfaces = [\"eth0\"]\nxdp_mode = \"native\"";
+    let fake = with_driver("veth").configured(settings);
     let findings = examine(&fake.report);
     assert_eq!(found(&findings, "xdp.driver").0, Severity::Problem);
     let ids: Vec<_> = findings.iter().map(|it| it.id).collect();
@@ -138,7 +139,8 @@ fn drivers_are_judged_by_where_their_program_runs() {
     for (driver, mode, expected) in [
         ("mlx5_core", "auto", Severity::Ok),
         ("mlx5_core", "generic", Severity::Info),
-        ("veth", "auto", Severity::Problem),
+        ("veth", "native", Severity::Problem),
+        ("veth", "auto", Severity::Ok),
         ("veth", "generic", Severity::Ok),
         ("r8169", "auto", Severity::Info),
         ("r8169", "native", Severity::Warning),
@@ -298,4 +300,72 @@ fn loopback_needs_responses_that_are_not_martians() {
     assert!(text.contains("$ sysctl -w net.ipv4.conf.lo.route_localnet=1"), "{text}");
     let local = lo().with("/proc/sys/net/ipv4/conf/lo/route_localnet", "1\n");
     assert_eq!(judge(&local, "xdp.routes").0, Severity::Ok);
+}
+
+/// A process with these capabilities, as bits, that is to have AF_XDP sockets.
+fn with_sockets(capabilities: u64) -> Fake {
+    let status = format!("CapEff:\t{capabilities:016x}\n");
+    with_driver("ice").configured("[udp]\nxdp = \"full\"").with("/proc/self/status", &status).with(
+        "/proc/net/protocols",
+        "protocol  size\nXDP       1088      0\nUDP       1472      1\n",
+    )
+}
+
+/// CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW.
+const OF_SOCKETS: u64 = 1 << 39 | 1 << 12 | 1 << 13;
+
+#[test]
+fn af_xdp_sockets_take_a_capability_and_a_kernel_that_has_them() {
+    let judge = |fake: &Fake| judge(fake, "xdp.sockets");
+    let (severity, text) = judge(&with_sockets(OF_SOCKETS & !(1 << 13)));
+    assert_eq!(severity, Severity::Warning);
+    assert!(text.contains("lacks CAP_NET_RAW\n") && text.contains("xdp-full.conf"), "{text}");
+    let mut refused = with_sockets(1 << 39);
+    refused.report.facts.xdp_program = Some(Err("Operation not permitted".into()));
+    let (_, text) = found(&examine(&refused.report), "xdp.load");
+    assert!(text.contains("lacks CAP_NET_ADMIN and CAP_NET_RAW\n"), "{text}");
+    let without = with_sockets(OF_SOCKETS).with("/proc/net/protocols", "protocol  size\nUDP 1\n");
+    let (severity, text) = judge(&without);
+    assert_eq!(severity, Severity::Warning);
+    assert!(text.contains("CONFIG_XDP_SOCKETS"), "{text}");
+    let offload = examine(&with_offload("ice", "").report);
+    assert!(offload.iter().all(|it| it.id != "xdp.sockets"), "{offload:#?}");
+}
+
+#[test]
+fn the_queues_sockets_have_to_fit_into_locked_memory() {
+    const MIB: u64 = 1 << 20;
+    let judge = |queues, limit, capabilities| {
+        let mut fake = with_sockets(capabilities);
+        fake.report.facts.locked_memory = Ok(limit);
+        eth0(&mut fake).channels = Some(Channels { count: queues, max: queues });
+        judge(&fake, "xdp.sockets")
+    };
+    let (severity, text) = judge(4, 31 * MIB, OF_SOCKETS);
+    assert_eq!(severity, Severity::Warning);
+    assert!(text.starts_with("eth0: 4 queues with one; 32 MiB"), "{text}");
+    assert!(text.contains("the limit is 31 MiB") && text.contains("$ ulimit -l 65536"), "{text}");
+    let (severity, text) = judge(4, 32 * MIB, OF_SOCKETS);
+    assert!(severity == Severity::Info && text.contains("twice in a take-over"), "{text}");
+    assert_eq!(judge(4, 64 * MIB, OF_SOCKETS).0, Severity::Ok);
+    assert_eq!(judge(4, 0, OF_SOCKETS | 1 << 14).0, Severity::Ok, "CAP_IPC_LOCK");
+    let (severity, text) = judge(100, u64::MAX, OF_SOCKETS);
+    assert_eq!(severity, Severity::Ok);
+    assert!(text.starts_with("eth0: 64 queues with one, 36 without; 512 MiB"), "{text}");
+}
+
+#[test]
+fn the_running_tracker_is_asked_whether_it_has_af_xdp_sockets() {
+    const INFO: &str = "skep_io_backend_info{backend=\"xdp_full\",reason=\"zero_copy\"} 1\n";
+    const ATTACHED: &str = "skep_xdp_attached{interface=\"eth0\"} 1\n";
+    let judge = |metrics: String, capabilities| {
+        let mut fake = with_sockets(capabilities);
+        fake.report.facts.metrics = Ok(metrics);
+        judge(&fake, "xdp.sockets")
+    };
+    let (severity, text) = judge(format!("{ATTACHED}{INFO}"), 0);
+    assert_eq!(severity, Severity::Ok, "it has more rights than this shell");
+    assert!(text.contains("(zero_copy)"), "{text}");
+    let (severity, text) = judge(ATTACHED.to_owned(), OF_SOCKETS | 1 << 14);
+    assert!(severity == Severity::Warning && text.contains("has none"), "{text}");
 }
