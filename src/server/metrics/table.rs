@@ -91,8 +91,8 @@ series! {
             from.sockets.iter().for_each(|group| to.put(group.labels(), group.buffer_bytes));
         };
         /// Datagrams for this tracker that the XDP program of an interface has judged. Those that
-        /// passed or were redirected were received by a socket; the others count in
-        /// `skep_responses_total` and `skep_dropped_total` as well.
+        /// passed were received by a socket, those that were redirected by an AF_XDP socket; the
+        /// others count in `skep_responses_total` and `skep_dropped_total` as well.
         counter skep_xdp_packets_total{interface, verdict} = |from, to| {
             for interface in &from.xdp.interfaces {
                 for verdict in OffloadVerdict::ALL {
@@ -109,9 +109,7 @@ series! {
                 to.put([interface.name.clone()], u64::from(interface.mode.is_some()));
             }
         };
-        /// Frames of AF_XDP sockets: received and sent by a worker, received and not served
-        /// (bad_checksum, not_understood), dropped by the kernel (ring_full, dropped); and how
-        /// often the kernel had no frame to receive into (fill_empty).
+        /// Frames of AF_XDP sockets: received, sent, and those that were lost, by the cause.
         counter skep_xdp_frames_total{event in FrameEvent} =
             |from, event| from.worker_sum(|worker| worker.frames(event).get());
         /// Failures of system calls that the workers survived.
