@@ -177,4 +177,23 @@ fn the_unit_with_its_drop_in_answers_connects_in_the_kernel_and_keeps_to_its_rig
         journal.matches("xdp=skep0:offload:generic").count() == 2
     });
     host.succeed("ip netns exec client skep probe udp://192.0.2.1:6969");
+    has_af_xdp_sockets_by_the_other_drop_in(&host);
+}
+
+fn has_af_xdp_sockets_by_the_other_drop_in(host: &Booted) {
+    host.succeed("sed -i 's|^xdp = .*|xdp = \"full\"|' /etc/skep/skep.toml");
+    for line in block_of("docs/xdp.md", "sh", "systemd/xdp-full.conf").lines() {
+        host.succeed(line);
+    }
+    eventually("announces are redirected to a socket", || {
+        host.run("ip netns exec client skep probe udp://192.0.2.1:6969");
+        let metrics = host.run("curl -s http://127.0.0.1:6970/metrics").1;
+        let redirected = "skep_xdp_packets_total{interface=\"skep0\",verdict=\"redirected\"} ";
+        let counted = metrics.lines().find_map(|line| line.strip_prefix(redirected));
+        counted.is_some_and(|it| it != "0")
+    });
+    let capabilities = host.succeed(&format!("grep CapEff /proc/{}/status", main_process(host)));
+    let effective = capabilities.trim().trim_start_matches("CapEff:\t");
+    let expected = 1 << 39 | 1 << 13 | 1 << 12;
+    assert_eq!(u64::from_str_radix(effective, 16).unwrap(), expected, "CAP_NET_RAW as well");
 }
