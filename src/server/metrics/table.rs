@@ -109,7 +109,9 @@ series! {
                 to.put([interface.name.clone()], u64::from(interface.mode.is_some()));
             }
         };
-        /// Frames of AF_XDP sockets: received, sent, and those that were lost, by the cause.
+        /// Frames of AF_XDP sockets: received and sent by a worker, received and not served
+        /// (bad_checksum, not_understood), dropped by the kernel (ring_full, dropped); and how
+        /// often the kernel had no frame to receive into (fill_empty).
         counter skep_xdp_frames_total{event in FrameEvent} =
             |from, event| from.worker_sum(|worker| worker.frames(event).get());
         /// Failures of system calls that the workers survived.
