@@ -83,6 +83,18 @@ impl AppContext {
         self.options.store(Arc::new(options));
     }
 
+    /// Attaches XDP programs, if they are to be used: this process serves. Blocks.
+    pub(super) fn begin_xdp(&self) {
+        let (options, denied) = self.xdp_inputs();
+        self.xdp.begin(options, denied);
+    }
+
+    /// Brings XDP programs in line with what they follow. Blocks.
+    pub(super) fn follow_xdp(&self) {
+        let (options, denied) = self.xdp_inputs();
+        self.xdp.follow(options, denied);
+    }
+
     /// What the XDP program follows, as it is now.
     pub(super) fn xdp_inputs(&self) -> (Arc<XdpOptions>, Arc<AccessList>) {
         let lists = self.access_manager.access().lists();

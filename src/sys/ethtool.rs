@@ -111,12 +111,9 @@ impl Ethtool {
     pub fn channels(&self, interface: &str) -> io::Result<Channels> {
         let mut counts = ChannelCounts { command: GET_CHANNELS, ..ChannelCounts::default() };
         self.ask(interface, &mut counts)?;
-        let is_combined = counts.combined_max > 0;
-        let (count, max) = match is_combined {
-            true => (counts.combined, counts.combined_max),
-            false => (counts.receive, counts.receive_max),
-        };
-        Ok(Channels { count, max })
+        // A card may have queues of both kinds.
+        let count = counts.combined + counts.receive;
+        Ok(Channels { count, max: counts.combined_max.max(counts.receive_max) })
     }
 
     /// Whether the ports of UDP decide which queue gets a datagram, for IPv4 and IPv6.

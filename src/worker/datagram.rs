@@ -154,12 +154,14 @@ impl DatagramWorker<'_> {
                 self.turn(io, responder, &mut meter, WAIT)?;
             }
             self.finish_receiving(io, responder, &mut meter)?;
-            pause.enter();
-            while pause.is_requested() && !self.is_stopped() {
-                std::thread::sleep(REST_LOOK);
-                meter.turn(self, self.clock.now(), 0);
+            if pause.is_requested() {
+                pause.enter();
+                while pause.is_requested() && !self.is_stopped() {
+                    std::thread::sleep(REST_LOOK);
+                    meter.turn(self, self.clock.now(), 0);
+                }
+                pause.leave();
             }
-            pause.leave();
             if is_over() {
                 return Ok(());
             }
@@ -178,9 +180,12 @@ impl DatagramWorker<'_> {
         let until_ns = self.clock.now().ns() + QUEUED_NS_MAX;
         while self.turn(io, responder, meter, LAST_WAIT)? > 0 && self.clock.now().ns() < until_ns {}
         io.stop_receiving();
+        // What was on its way to an AF_XDP socket arrives within a turn.
+        let mut quiet_turns = 0;
         for _ in 0..LAST_TURNS_MAX {
             self.turn(io, responder, meter, LAST_WAIT)?;
-            if io.is_quiet() {
+            quiet_turns = if io.is_quiet() { quiet_turns + 1 } else { 0 };
+            if quiet_turns == 2 {
                 return Ok(());
             }
         }

@@ -459,6 +459,14 @@ fn a_process_without_privileges_keeps_what_it_loaded_and_says_what_it_lacks() {
     settings.reload(&skep, "udp.xdp = \"offload\"");
     eventually("the program is attached again", || has_program(&namespace));
     converse(skep.udp[0]);
+    // Another interface cannot get one any more. That does not concern the first.
+    let both = "udp.xdp = \"offload\"\nudp.xdp_interfaces = [\"lo\", \"s0\"]";
+    settings.reload(&skep, both);
+    skep.log_with("XDP not in use, served over sockets");
+    settings.reload(&skep, &format!("{both}\nudp.xdp_mode = \"native\""));
+    let info = "skep_io_backend_info{backend=\"xdp_offload\",reason=\"native\"}";
+    eventually("the first follows its settings", || skep.metrics().value(info) == 1.0);
+    converse(skep.udp[0]);
     drop(skep);
     // Not loaded as root: nobody may not.
     settings.write("");

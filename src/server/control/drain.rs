@@ -130,6 +130,10 @@ async fn rest_and_hand_over(
     successor: Successor,
     (workers, streams): (&Workers, &Streams),
 ) -> Option<ServingSuccessor> {
+    // An interface has one program: the successor attaches its own. Until then all datagrams go to
+    // the sockets, which both processes have. A driver may take a while, so nothing waits for this.
+    let xdp = context.xdp.clone();
+    let _ = spawn_blocking(move || xdp.end()).await;
     workers.pause();
     streams.hold();
     let rested = async {
@@ -137,11 +141,7 @@ async fn rest_and_hand_over(
             sleep(POLL).await;
         }
     };
-    let rested = timeout(REST_MAX, rested).await;
-    // An interface has one program: the successor attaches its own. Until then all datagrams go to
-    // the sockets, which both processes have.
-    context.xdp.end();
-    let followed = match rested {
+    let followed = match timeout(REST_MAX, rested).await {
         Ok(()) => match spawn_blocking(move || successor.hand_over()).await {
             Ok(followed) => followed,
             Err(_) => pending().await, // a panic, which ends the process
@@ -154,8 +154,8 @@ async fn rest_and_hand_over(
     if followed.is_none() {
         workers.resume();
         streams.release();
-        let (options, denied) = context.xdp_inputs();
-        context.xdp.begin(options, denied);
+        let context = context.clone();
+        let _ = spawn_blocking(move || context.begin_xdp()).await;
     }
     followed
 }
@@ -251,7 +251,10 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
     // would report that the tracker does not respond.
     state.close_board();
     let Running { workers, streams, close_admin, address_file, .. } = running;
+    let xdp = state.context.xdp.clone();
     let _ = spawn_blocking(move || {
+        // Before the last snapshot, which may take long: nobody serves whom a program answers.
+        xdp.end();
         streams.stop();
         workers.stop();
     })

@@ -153,8 +153,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
             };
     }
     // No other process serves. From here on only a regular end ends this process.
-    let (xdp_options, denied) = context.xdp_inputs();
-    context.xdp.begin(xdp_options, denied);
+    let beginning = context.clone();
+    let _ = spawn_blocking(move || beginning.begin_xdp()).await;
     ready_line.xdp = context.xdp.attached();
     let (close_admin, closed) = oneshot::channel::<()>();
     let (connections, timeouts) = (state.admin_connections.clone(), admin_listener::TIMEOUTS);

@@ -126,8 +126,7 @@ impl Reloader {
             ReloadJob::Reload => self.reload(),
             ReloadJob::Follow => self.tls.iter_mut().for_each(Tls::follow),
         }
-        let (options, denied) = self.context.xdp_inputs();
-        self.context.xdp.follow(options, denied);
+        self.context.follow_xdp();
     }
 
     /// Reloads. On an error everything stays as it was.
@@ -159,6 +158,8 @@ impl Reloader {
         let token = self.context.options.load().token.clone();
         let token = options::admin_token(&live_config, self.keys.made_up, Some(&token));
         self.context.apply(options::live(&live_config, &self.keys, token));
+        // At once, as files may take seconds: workers issue ids under the new keys by now.
+        self.context.follow_xdp();
         if let Some(tls) = &mut self.tls {
             tls.renew();
         }

@@ -29,8 +29,15 @@ pub(crate) fn chosen(
     chosen
 }
 
-/// The addresses of this host that `listen` serves, each with its port.
-pub(super) fn targets(listen: &[SocketAddr], host: &HostInterfaces) -> BTreeSet<SocketAddr> {
+/// The addresses of this host that `listen` serves, each with its port; loopback addresses only if
+/// the loopback interface is configured: on any other interface the kernel drops their datagrams.
+pub(super) fn targets(
+    configured: &[String],
+    listen: &[SocketAddr],
+    host: &HostInterfaces,
+) -> BTreeSet<SocketAddr> {
+    let mut loopbacks = host.addresses.iter().filter(|it| it.is_loopback);
+    let has_loopback = loopbacks.any(|it| configured.contains(&it.interface));
     let mut targets = BTreeSet::new();
     for address in listen {
         if address.ip().is_unspecified() {
@@ -41,6 +48,7 @@ pub(super) fn targets(listen: &[SocketAddr], host: &HostInterfaces) -> BTreeSet<
             targets.insert(SocketAddr::new(address.ip(), address.port()));
         }
     }
+    targets.retain(|it| has_loopback || !it.ip().is_loopback());
     targets
 }
 
@@ -86,15 +94,16 @@ mod tests {
 
     #[test]
     fn a_wildcard_stands_for_all_addresses_of_its_family() {
-        let targets = |listen: &[&str]| {
+        let targets = |configured: &[&str], listen: &[&str]| {
+            let configured: Vec<_> = configured.iter().map(|it| (*it).to_owned()).collect();
             let listen: Vec<_> = listen.iter().map(|it| it.parse().unwrap()).collect();
-            let targets = targets(&listen, &host());
+            let targets = targets(&configured, &listen, &host());
             targets.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(
-            targets(&["0.0.0.0:6969", "[2001:db8::9]:7"]),
+            targets(&["lo"], &["0.0.0.0:6969", "[2001:db8::9]:7"]),
             ["10.0.0.9:6969", "127.0.0.1:6969", "192.0.2.9:6969", "[2001:db8::9]:7"]
         );
-        assert_eq!(targets(&["[::]:1"]), ["[::1]:1", "[2001:db8::9]:1"]);
+        assert_eq!(targets(&[], &["[::]:1", "127.0.0.1:7"]), ["[2001:db8::9]:1"]);
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct FollowedMaps {
     settings: Option<OffloadSettings>,
     exempt: Vec<IpNet>,
     denied: Option<(Arc<AccessList>, Vec<IpAddr>)>,
+    /// Whether there were too many denied networks at the last look.
+    has_excess: bool,
     targets: BTreeSet<SocketAddr>,
 }
 
@@ -45,6 +47,7 @@ impl FollowedMaps {
             settings: None,
             exempt: Vec::new(),
             denied: None,
+            has_excess: false,
             targets: BTreeSet::new(),
         })
     }
@@ -66,8 +69,7 @@ impl FollowedMaps {
         inputs: &XdpInputs,
         targets: BTreeSet<SocketAddr>,
     ) -> io::Result<()> {
-        self.set_exempt(&inputs.options.exempt)?;
-        self.set_denied(&inputs.denied, &inputs.offenders)?;
+        // First: programs that are attached must not judge by keys that are not in force any more.
         let settings = OffloadSettings {
             keys: inputs.options.keys,
             clock_offset_ns: self.clock_offset_ns,
@@ -79,6 +81,8 @@ impl FollowedMaps {
             self.offload.set(settings)?;
             self.settings = Some(settings);
         }
+        self.set_exempt(&inputs.options.exempt)?;
+        self.set_denied(&inputs.denied, &inputs.offenders)?;
         // Last: nothing is served before everything else is right.
         if self.targets != targets {
             let left_out = self.offload.set_targets(targets.iter().copied())?;
@@ -114,7 +118,9 @@ impl FollowedMaps {
         let offending = offending.map(|(address, bits)| (masked(address), bits));
         let left_out = self.offload.set_denied(offending.chain(listed))?;
         let left_out = left_out + list.len().saturating_sub(page.len());
-        warn_of_excess("denied networks refused by the sockets alone", left_out, NETWORKS_MAX);
+        if !std::mem::replace(&mut self.has_excess, left_out > 0) {
+            warn_of_excess("denied networks refused by the sockets alone", left_out, NETWORKS_MAX);
+        }
         self.denied = Some((list.clone(), offenders.to_vec()));
         Ok(())
     }

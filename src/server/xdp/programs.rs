@@ -36,6 +36,10 @@ pub(super) struct Programs {
     ports: Vec<Arc<XdpPorts>>,
     is_serving: bool,
     maps: Option<FollowedMaps>,
+    /// Addresses and routes as they were read last.
+    host: HostInterfaces,
+    /// Whether interfaces that were chosen earlier are kept: not once the settings are new.
+    keeps_chosen: bool,
     interfaces: BTreeMap<String, Interface>,
     /// What programs have counted that are not kept any more.
     retired: OffloadCounts,
@@ -85,6 +89,8 @@ impl Programs {
             ports: Vec::new(),
             is_serving: false,
             maps: None,
+            host: HostInterfaces::default(),
+            keeps_chosen: false,
             interfaces: BTreeMap::new(),
             retired: OffloadCounts::default(),
             options: None,
@@ -108,6 +114,7 @@ impl Programs {
     /// Follows the inputs. Logs what fails, once, and goes on without it.
     pub(super) fn follow(&mut self, inputs: &XdpInputs) {
         let is_new = !self.options.as_ref().is_some_and(|it| Arc::ptr_eq(it, &inputs.options));
+        self.keeps_chosen = !is_new;
         if is_new {
             self.options = Some(inputs.options.clone());
             self.interfaces.values_mut().for_each(|it| it.retry_at_s = 0);
@@ -120,24 +127,23 @@ impl Programs {
         log_once(&mut self.problem, problem);
     }
 
+    /// Follows as far as possible. The first error is returned.
     fn try_to_follow(&mut self, inputs: &XdpInputs) -> Result<(), XdpError> {
-        let host = HostInterfaces::read().map_err(XdpError::Interfaces)?;
         let maps = match &mut self.maps {
             Some(maps) => maps,
             absent => absent.insert(FollowedMaps::create(self.clock_offset_ns)?),
         };
-        let targets = interfaces::targets(&self.listen, &host);
-        maps.follow(inputs, targets).map_err(XdpError::Set)?;
-        let chosen = interfaces::chosen(&inputs.options.interfaces, &self.listen, &host);
-        let wanted: Vec<_> = chosen.into_iter().take(XDP_INTERFACES_MAX).collect();
-        for name in &wanted {
-            if !self.interfaces.contains_key(name) {
-                let queues = Queues::create().map_err(LoadError::Map)?;
-                let program = Arc::new(maps.load(queues.map())?);
-                self.interfaces.insert(name.clone(), Interface::new(program, queues));
-            }
+        let host = HostInterfaces::read().map(|host| self.host = host);
+        let configured = &inputs.options.interfaces;
+        let targets = interfaces::targets(configured, &self.listen, &self.host);
+        if let Err(error) = maps.follow(inputs, targets) {
+            // Under keys that are not in force any more, it would drop what workers serve.
+            self.interfaces.values_mut().for_each(|it| it.link = None);
+            return Err(XdpError::Set(error));
         }
+        let wanted = self.wanted(configured);
         self.set_wanted(&wanted);
+        let loaded = self.load_missing(&wanted);
         for (name, interface) in self.interfaces.iter_mut().filter(|it| it.1.is_wanted) {
             if self.is_serving {
                 interface.keep_attached(name, inputs);
@@ -146,7 +152,41 @@ impl Programs {
             let mode = interface.link.as_ref().map(|it| it.1);
             interface.queues.follow(name, inputs.options.has_sockets, mode, &self.ports);
         }
+        host.map_err(XdpError::Interfaces)?;
+        loaded?;
         if wanted.is_empty() { Err(XdpError::NoInterface) } else { Ok(()) }
+    }
+
+    /// The interfaces that are to have the program. One that was chosen for its addresses or routes
+    /// stays until the settings change: to attach a program may interrupt a link, and so take the
+    /// route away for which the interface was chosen.
+    fn wanted(&self, configured: &[String]) -> Vec<String> {
+        let chosen = interfaces::chosen(configured, &self.listen, &self.host);
+        let keeps = self.keeps_chosen && configured.is_empty();
+        let is_kept = |it: &(&String, &Interface)| keeps && it.1.is_wanted;
+        let kept = self.interfaces.iter().filter(is_kept).map(|it| it.0.clone());
+        let mut wanted: Vec<_> = kept.collect();
+        let new: Vec<_> = chosen.into_iter().filter(|it| !wanted.contains(it)).collect();
+        wanted.extend(new);
+        wanted.truncate(XDP_INTERFACES_MAX);
+        wanted
+    }
+
+    /// Loads the programs that interfaces lack. Returns the last error.
+    fn load_missing(&mut self, wanted: &[String]) -> Result<(), XdpError> {
+        let Some(maps) = &self.maps else { return Ok(()) };
+        let mut loaded = Ok(());
+        let missing = wanted.iter().filter(|it| !self.interfaces.contains_key(*it)).cloned();
+        for name in missing.collect::<Vec<_>>() {
+            let made = Queues::create().map_err(LoadError::Map);
+            match made.and_then(|queues| Ok((maps.load(queues.map())?, queues))) {
+                Ok((program, queues)) => {
+                    self.interfaces.insert(name, Interface::new(Arc::new(program), queues));
+                }
+                Err(error) => loaded = Err(XdpError::Load(error)),
+            }
+        }
+        loaded
     }
 
     /// Detaches the programs of all other interfaces. They are kept, because another may not be
@@ -268,7 +308,12 @@ pub(super) fn log_once(known: &mut Option<String>, problem: Option<XdpError>) {
     let text = problem.as_ref().map(ToString::to_string);
     if let Some(error) = problem.filter(|_| *known != text) {
         let remedy = error.remedy();
-        warn!(target: OPERATOR, %error, remedy, "XDP not in use, served over sockets");
+        match error {
+            XdpError::Queue { .. } => {
+                warn!(target: OPERATOR, %error, remedy, "AF_XDP not in use for all queues");
+            }
+            _ => warn!(target: OPERATOR, %error, remedy, "XDP not in use, served over sockets"),
+        }
     }
     *known = text;
 }

@@ -82,15 +82,15 @@ impl Queues {
             Some(interface) != index || program.is_some_and(|it| it != mode)
         });
         if !are_wanted || is_stale {
-            self.close(workers);
+            // The next look opens others: until workers have closed these, memory is locked twice.
+            return self.close(workers);
         }
-        if !are_wanted {
-            return;
-        }
-        let outcome = self.open(name).and_then(|()| match (program, index) {
+        let opened = self.open(name);
+        let bound = match (program, index) {
             (Some(program), Some(index)) => self.bind((name, index), program, workers),
             _ => Ok(()),
-        });
+        };
+        let outcome = opened.and(bound);
         let is_taken = matches!(outcome, Err(XskError::QueueTaken { .. }));
         self.taken_looks = if is_taken { self.taken_looks + 1 } else { 0 };
         if is_taken && self.taken_looks <= TAKEN_LOOKS_MAX {
@@ -131,6 +131,7 @@ impl Queues {
         workers: &[Arc<XdpPorts>],
     ) -> Result<(), XskError> {
         let mut refused = None;
+        // Of a program behind the driver, the interface's own way into shared memory knows nothing.
         let zero_copy = program == AttachMode::Native;
         for ((number, queue), worker) in (0..).zip(&mut self.queues).zip(workers.iter().cycle()) {
             let socket = match std::mem::replace(queue, Queue::Served) {

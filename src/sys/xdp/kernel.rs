@@ -57,6 +57,8 @@ pub struct MapShape {
 pub struct Map {
     descriptor: OwnedFd,
     shape: MapShape,
+    /// Bytes of a value as the kernel copies them to and from a process.
+    copied_bytes: usize,
 }
 
 /// What an XDP program decides of a frame.
@@ -166,13 +168,19 @@ impl Map {
     /// Makes a map.
     ///
     /// # Errors
-    /// Errors of the system call: `EPERM` without `CAP_BPF`, `ENOMEM`.
+    /// Errors of the system call: `EPERM` without `CAP_BPF`, `ENOMEM`. For a map for each CPU also
+    /// if the host does not show how many there can be.
     pub fn create(shape: MapShape) -> io::Result<Self> {
         let MapShape { kind, key_bytes, value_bytes, entries_max } = shape;
+        let copied_bytes = match kind {
+            MapKind::PerCpuArray => (value_bytes as usize).next_multiple_of(8) * possible_cpus()?,
+            _ => value_bytes as usize,
+        };
         let flags = if kind == MapKind::Prefixes { NO_PREALLOC } else { 0 };
         let mut attributes =
             CreateMap { kind: kind as u32, key_bytes, value_bytes, entries_max, flags };
-        Ok(Self { descriptor: descriptor_of(MAP_CREATE, &mut attributes)?, shape })
+        let descriptor = descriptor_of(MAP_CREATE, &mut attributes)?;
+        Ok(Self { descriptor, shape, copied_bytes })
     }
 
     /// The number by which a program names the map.
@@ -186,15 +194,6 @@ impl Map {
         Element { map, padding: 0, key: pointer(key.as_ptr()), value, flags: 0 }
     }
 
-    /// Bytes of a value as the kernel copies them to and from a process.
-    fn value_bytes(&self) -> usize {
-        let value = self.shape.value_bytes as usize;
-        match self.shape.kind {
-            MapKind::PerCpuArray => value.next_multiple_of(8) * possible_cpus(),
-            _ => value,
-        }
-    }
-
     /// Sets the value of a key.
     ///
     /// # Errors
@@ -203,7 +202,7 @@ impl Map {
     /// # Panics
     /// If key or value have another size than the map's.
     pub fn set(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
-        assert_eq!(value.len(), self.value_bytes(), "bytes of a value");
+        assert_eq!(value.len(), self.copied_bytes, "bytes of a value");
         bpf(MAP_UPDATE_ELEM, &mut self.element(key, pointer(value.as_ptr()))).map(drop)
     }
 
@@ -215,7 +214,7 @@ impl Map {
     /// # Panics
     /// If the key has another size than the map's.
     pub fn get(&self, key: &[u8]) -> io::Result<Vec<u8>> {
-        let mut value = vec![0; self.value_bytes()];
+        let mut value = vec![0; self.copied_bytes];
         bpf(MAP_LOOKUP_ELEM, &mut self.element(key, pointer(value.as_mut_ptr())))?;
         Ok(value)
     }
@@ -232,11 +231,15 @@ impl Map {
     }
 }
 
-/// CPUs that the host may ever have: the length of a value for each CPU. One if unknown.
-fn possible_cpus() -> usize {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+/// CPUs that the host may ever have: the kernel copies a value for each. A guess would be a buffer
+/// that is too short.
+fn possible_cpus() -> io::Result<usize> {
+    const PATH: &str = "/sys/devices/system/cpu/possible";
+    let text = std::fs::read_to_string(PATH)
+        .map_err(|error| io::Error::new(error.kind(), format!("{PATH}: {error}")))?;
     let last = text.trim().rsplit(['-', ',']).next().and_then(|it| it.parse::<usize>().ok());
-    last.map_or(1, |it| it + 1)
+    last.map(|it| it + 1)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{PATH}: {text:?}")))
 }
 
 #[repr(C)]
