@@ -1,16 +1,19 @@
 //! Flags and subcommands, with their help texts.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::attack::AttackArguments;
 use crate::contestant::Contestant;
 use crate::endpoint::TlsArguments;
+use crate::error::UsageError;
 use crate::limit::{PEERS_MAX, ServeOptions};
 use crate::plan::{Distribution, Families, Mix, Plan, PlanError, Profile, Protocol, Transport};
 use crate::soak::SoakArguments;
 use crate::sources::SourceRange;
+use crate::veth::{VethArguments, VethPlan, VethWorkload};
 
 /// The explanation in --help, below the flags.
 const LESSON: &str = "\
@@ -96,7 +99,7 @@ pub(crate) enum Command {
     #[command(hide = true)]
     Serve(ServeOptions),
     /// Run several trackers and the limit in turn, round by round, and print medians and ratios.
-    #[command(after_long_help = COMPARE_LESSON)]
+    #[command(after_long_help = COMPARE_LESSONS.as_str())]
     Compare(Box<CompareArguments>),
     /// Hold many WebSocket connections open, and measure what each costs the tracker.
     #[command(after_long_help = HOLD_LESSON)]
@@ -116,6 +119,30 @@ and in files named by {template:FILE}, these are filled in:
   {dir}                a scratch folder; also the working folder
 Each tracker is pinned to one CPU and the generator to the others, and is a fresh process in each
 round. Close other programs first, and quote the medians of at least 5 rounds.";
+
+/// The explanation in --help of compare, about veth pairs.
+const VETH_LESSON: &str = "\
+Over a veth pair (--network veth, as root, Linux 5.18 or newer, with iproute2) frames are made by an
+XDP program on one CPU and arrive without a socket on the sending side, as from a network card. The
+namespaces have no name and end with this process. All of it is IPv4 over UDP. Options that count:
+--torrents, --numwant, --seed, --rate (per second; default 100000), --in-flight (at saturation;
+default 128), --warmup, --duration (of each of five loads; default 3), and those below. A --tracker
+on loopback is moved to the pair's address.
+  server CPU/answer  the tracker's threads, the kernel's thread that receives for the interface
+                     (NAPI, with the XDP programs), and the softirq daemon of their CPU
+  answered %         of the honest requests of a load, from the first to the last
+  errors, invalid    every response is checked: addresses, lengths, action, transaction id
+  checked in full    one response of --sample-every, whose peers are checked as well
+Responses are counted and dropped by a second XDP program. Ids of clients are fetched by connects
+before each load.
+
+Example:
+  loadtest compare --network veth --rounds 5 --rate 100000 --xdp off,offload \
+    --tracker 'aquatic=aquatic_udp -c {template:aquatic_mio.toml}@127.0.0.1:0'";
+
+/// All of the explanation of compare.
+static COMPARE_LESSONS: LazyLock<String> =
+    LazyLock::new(|| format!("{COMPARE_LESSON}\n\n{VETH_LESSON}"));
 
 /// Options of the workload. Each overrides the profile.
 #[derive(Clone, Debug, Args)]
@@ -238,6 +265,41 @@ impl PlanArguments {
         Ok(plan)
     }
 
+    /// What counts over a veth pair.
+    ///
+    /// # Errors
+    /// An option that was given and does not.
+    fn over_veth(&self) -> Result<VethWorkload, PlanError> {
+        let without_effect = [
+            (self.profile.is_some(), "--profile"),
+            (self.peers.is_some(), "--peers"),
+            (self.distribution.is_some(), "--distribution"),
+            (self.seeders.is_some(), "--seeders"),
+            (self.churn.is_some(), "--churn"),
+            (self.mix.is_some(), "--mix"),
+            (self.scrape_hashes.is_some(), "--scrape-hashes"),
+            (self.families.is_some(), "--families"),
+            (self.sources.is_some() || self.connections.is_some(), "--sources"),
+            (!self.source.is_empty(), "--source"),
+            (self.timeout_ms.is_some(), "--timeout-ms"),
+            (self.threads.is_some(), "--threads"),
+            (self.no_gso, "--no-gso"),
+            (self.no_fill, "--no-fill"),
+        ];
+        if let Some((_, option)) = without_effect.iter().find(|(given, _)| *given) {
+            return Err(PlanError::WithoutEffectOnVeth(option));
+        }
+        Ok(VethWorkload {
+            torrents: self.torrents,
+            numwant: self.numwant,
+            seed: self.seed,
+            in_flight: self.in_flight,
+            rate: self.rate,
+            warmup_s: self.warmup,
+            duration_s: self.duration,
+        })
+    }
+
     /// A plan from [`Self::plan`], completed with the values that depend on the protocol.
     ///
     /// # Errors
@@ -336,6 +398,9 @@ pub(crate) struct CompareArguments {
     /// Leave out the skep beside this program.
     #[arg(long)]
     pub(crate) no_skep: bool,
+    /// Where the load comes from.
+    #[arg(long, value_enum, default_value_t = Network::Loopback)]
+    pub(crate) network: Network,
     /// Rounds; in each, every contestant runs once, in rotated order.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) rounds: u16,
@@ -349,9 +414,34 @@ pub(crate) struct CompareArguments {
     /// The workload.
     #[command(flatten)]
     pub(crate) plan: PlanArguments,
+    /// What only a veth pair has.
+    #[command(flatten)]
+    pub(crate) veth: VethArguments,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Where the load of a comparison comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Network {
+    /// Sockets on this host's loopback interface.
+    Loopback,
+    /// XDP frames through a veth pair of namespaces made for it: IPv4 over UDP, as root.
+    Veth,
+}
+
+impl CompareArguments {
+    /// The plan of a comparison over a veth pair.
+    ///
+    /// # Errors
+    /// An option that has no effect there, or is out of its bounds.
+    pub(crate) fn veth_plan(&self) -> Result<VethPlan, UsageError> {
+        if self.protocol != Protocol::Udp {
+            return Err(UsageError::VethProtocol);
+        }
+        Ok(self.veth.plan(&self.plan.over_veth()?)?)
+    }
 }
 
 /// The explanation in --help of hold, below the flags.

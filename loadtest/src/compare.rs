@@ -8,7 +8,7 @@ use serde::Serialize;
 use skep::sys::affinity::usable_cpus;
 use skep::sys::clock::Clock;
 
-use crate::cli::CompareArguments;
+use crate::cli::{CompareArguments, Network};
 use crate::contestant::{Contestant, own_program, sibling_skep};
 use crate::error::{LoadtestError, UsageError};
 use crate::interrupt;
@@ -21,6 +21,7 @@ use crate::population::peers_per_response;
 use crate::report::{Figures, mib, rate};
 use crate::run::{Site, run};
 use crate::tally::StreamCounts;
+use crate::veth;
 
 /// One contestant's results.
 #[derive(Clone, Debug, Serialize)]
@@ -106,6 +107,9 @@ const LIMITS: [(&str, &str); 2] = [("limit (uring)", "uring"), ("limit (mmsg)", 
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that does not start.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), LoadtestError> {
+    if arguments.network == Network::Veth {
+        return veth::compare(arguments);
+    }
     let plan = arguments.plan.plan();
     let plan = plan.and_then(|plan| arguments.plan.carried_by(plan, arguments.protocol, false));
     let plan = plan.map_err(UsageError::Plan)?;

@@ -15,6 +15,7 @@ use crate::memory::MemoryError;
 use crate::plan::PlanError;
 use crate::plot::PlotError;
 use crate::run::RunError;
+use crate::veth::VethError;
 
 /// Why the program ends without success: one sentence with the cause.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,9 @@ pub(crate) enum LoadtestError {
         /// The tracker's last output.
         words: String,
     },
+    /// A comparison over a veth pair failed.
+    #[error(transparent)]
+    Veth(#[from] VethError),
     /// An attack failed.
     #[error(transparent)]
     Attack(#[from] AttackError),
@@ -109,6 +113,9 @@ pub(crate) enum UsageError {
     /// A comparison by a profile that has none.
     #[error("this profile is a single run: leave out compare")]
     CompareProfile,
+    /// A comparison over a veth pair by another protocol.
+    #[error("--network veth is for UDP: leave out --protocol")]
+    VethProtocol,
     /// A comparison over both families.
     #[error("compare one IP version at a time: --families v4 or v6")]
     CompareFamilies,

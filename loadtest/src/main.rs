@@ -5,6 +5,7 @@
 //!                │        phase, requests, sources, population, slots, check
 //!                └─ process, contestant: the tracker's side; limit: the responder without tracking
 //! attack: attack profiles; soak: long runs; compare, memory: many runs; hold: connections
+//! veth: compare by frames through a pair of interfaces, made by an XDP program
 //! interrupt: Ctrl-C; error: exit codes
 //! ```
 
@@ -39,6 +40,7 @@ mod soak;
 mod sources;
 mod stream;
 mod tally;
+mod veth;
 
 use std::process::ExitCode;
 

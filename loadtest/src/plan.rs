@@ -289,6 +289,9 @@ pub(crate) enum PlanError {
     /// The profile does not use this option.
     #[error("{0} has no effect on this --profile")]
     WithoutEffect(&'static str),
+    /// A comparison over a veth pair does not use this option.
+    #[error("{0} has no effect over a veth pair")]
+    WithoutEffectOnVeth(&'static str),
     /// The value of this option is not a number to compare with.
     #[error("{0} must be a finite number")]
     NotFinite(&'static str),

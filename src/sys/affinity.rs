@@ -1,5 +1,5 @@
-//! CPUs of this process: which it may use, pinning to one, and yielding them to other threads.
-#![expect(unsafe_code, reason = "two system calls and the macros for their bit set")]
+//! CPUs of this process: which it may use, pinning to one, and the weights of threads.
+#![expect(unsafe_code, reason = "a few system calls and the macros for a bit set")]
 
 use std::io;
 use std::mem::size_of;
@@ -50,8 +50,47 @@ pub fn pin(cpu: usize) -> io::Result<()> {
 /// # Errors
 /// If a filter denies the call.
 pub fn lower_priority() -> io::Result<()> {
-    // SAFETY: no memory is passed; on Linux 0 is the calling thread, not its process.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+    // On Linux 0 is the calling thread, not its process.
+    set_nice(0, 19)
+}
+
+/// Sets the weight of a thread of this host, by its number; 0 is the calling one. From -20, which
+/// has priority over all others, to 19.
+///
+/// # Errors
+/// `EACCES` or `EPERM` without `CAP_SYS_NICE`, `ESRCH` if there is no such thread.
+pub fn set_nice(thread: u32, nice: i8) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice.into()) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The beginning of `struct sched_attr` (sched_setattr(2)).
+#[repr(C)]
+#[derive(Default)]
+struct Scheduling {
+    bytes: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    slice_ns: u64,
+    deadline_ns: u64,
+    period_ns: u64,
+}
+
+/// Like [`set_nice`], and sets for how long the thread runs before another may: 100 µs to 100 ms. A
+/// thread with a shorter slice gets its share sooner after it wakes up, and not more of it. Kernels
+/// before 6.12 leave the slice as it is.
+///
+/// # Errors
+/// As [`set_nice`].
+pub fn set_slice(thread: u32, nice: i8, slice_ns: u64) -> io::Result<()> {
+    let mut scheduling = Scheduling { nice: nice.into(), slice_ns, ..Scheduling::default() };
+    scheduling.bytes = u32::try_from(size_of::<Scheduling>()).unwrap_or(0);
+    // SAFETY: the structure begins with its size, lives during the call, and is only read.
+    let result =
+        unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw const scheduling, 0_u32) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -81,5 +120,9 @@ mod tests {
         let seen = std::thread::spawn(move || lower_priority().map(|()| nice()));
         assert_eq!(seen.join().unwrap().unwrap(), 19);
         assert_eq!(nice(), before);
+        let error = set_nice(u32::MAX >> 1, 19).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
+        let seen = std::thread::spawn(move || set_slice(0, 7, 100_000).map(|()| nice()));
+        assert_eq!(seen.join().unwrap().unwrap(), 7);
     }
 }

@@ -1,5 +1,5 @@
 //! What a network interface's driver is and does: the questions of ethtool(8), which need no
-//! privilege. Layouts and numbers are those of linux/ethtool.h.
+//! privilege, and one setting, which does. Layouts and numbers are those of linux/ethtool.h.
 #![expect(unsafe_code, reason = "an ioctl that takes a structure for each question")]
 
 use std::ffi::c_void;
@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const GET_DRIVER: u32 = 0x03;
 const GET_FLAGS: u32 = 0x25;
+const SET_GRO: u32 = 0x2c;
 const GET_FLOW_HASH: u32 = 0x29;
 const GET_CHANNELS: u32 = 0x3c;
 /// `ETH_FLAG_LRO`.
@@ -140,7 +141,16 @@ impl Ethtool {
         Ok(flags.value & FLAG_LRO != 0)
     }
 
-    /// Has the kernel fill in a structure, whose first field is the question's number.
+    /// Sets whether an interface merges the segments of a flow that it receives (GRO). A veth
+    /// receives by NAPI, as a network card does, only if it does.
+    ///
+    /// # Errors
+    /// Errors of the system call: `EPERM` without `CAP_NET_ADMIN`, `ENODEV`.
+    pub fn set_gro(&self, interface: &str, is_on: bool) -> io::Result<()> {
+        self.ask(interface, &mut Value { command: SET_GRO, value: u32::from(is_on) })
+    }
+
+    /// Has the kernel fill in or apply a structure, whose first field is the question's number.
     fn ask<T>(&self, interface: &str, data: &mut T) -> io::Result<()> {
         let mut name = [0; NAME_BYTES];
         let bytes = interface.as_bytes();
@@ -176,6 +186,8 @@ mod tests {
         assert_eq!(no_queues, Some(libc::EOPNOTSUPP));
         let missing = ethtool.driver("skep-none").unwrap_err().raw_os_error();
         assert_eq!(missing, Some(libc::ENODEV));
+        let missing = ethtool.set_gro("skep-none", true).unwrap_err().raw_os_error();
+        assert!(matches!(missing, Some(libc::ENODEV | libc::EPERM)), "{missing:?}");
         let long = ethtool.driver("a-name-of-sixteen").unwrap_err();
         assert_eq!(long.kind(), io::ErrorKind::InvalidInput);
     }

@@ -91,7 +91,10 @@ pub enum Condition {
 pub enum Helper {
     MapLookupElem = 1,
     KtimeGetNs = 5,
+    GetPrandomU32 = 7,
+    Redirect = 23,
     RedirectMap = 51,
+    XdpAdjustTail = 65,
     FibLookup = 69,
     XdpGetBuffLen = 188,
 }

@@ -18,6 +18,7 @@ const LINK_CREATE: libc::c_long = 28;
 const ATTACH_TO_XDP: u32 = 37;
 const PROG_TYPE_XDP: u32 = 6;
 const NO_PREALLOC: u32 = 1;
+const TEST_LIVE_FRAMES: u32 = 1 << 1;
 /// The kernel's routes (`bpf_fib_lookup`) are open to programs that may be had under the GPL. The
 /// code here is under the MIT licence, which permits that: programs are offered under both.
 const LICENSE: &std::ffi::CStr = c"Dual MIT/GPL";
@@ -72,7 +73,8 @@ pub enum XdpVerdict {
     Pass = 2,
     /// The frame, as the program left it, goes back out of the interface.
     Transmit = 3,
-    /// The frame goes to the AF_XDP socket of its receive queue.
+    /// The frame, as the program left it, goes where the program said: to an AF_XDP socket, or out
+    /// of an interface.
     Redirect = 4,
 }
 
@@ -268,6 +270,25 @@ struct TestRun {
     duration_ns: u32,
 }
 
+/// [`TestRun`] with what a run of live frames needs besides.
+#[repr(C)]
+struct LiveRun {
+    program: u32,
+    verdict: u32,
+    bytes_in: u32,
+    bytes_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration_ns: u32,
+    context_bytes: [u32; 2],
+    contexts: [u64; 2],
+    flags: u32,
+    cpu: u32,
+    batch_frames: u32,
+    padding: u32,
+}
+
 /// A program that the kernel has verified.
 #[derive(Debug)]
 pub struct XdpProgram(OwnedFd);
@@ -332,6 +353,35 @@ impl XdpProgram {
             _ => XdpVerdict::Aborted,
         };
         Ok((verdict, out))
+    }
+
+    /// Runs the program `repeat` times on copies of a frame, in batches of at most 256, and does
+    /// with each what the program decides: frames that it redirects leave, as if a network card
+    /// had received them. A copy may be one that was used before, with what the program or a receiver
+    /// wrote into it; its length is the original one again. Interfaces are those of the calling
+    /// thread's network namespace.
+    ///
+    /// # Errors
+    /// Errors of the system call: `EINVAL` before Linux 5.18, `EPERM` without `CAP_NET_ADMIN`,
+    /// `EINTR` if a signal came.
+    pub fn run_live(&self, frame: &[u8], repeat: u32, batch_frames: u32) -> io::Result<()> {
+        let mut attributes = LiveRun {
+            program: self.0.as_raw_fd().cast_unsigned(),
+            verdict: 0,
+            bytes_in: u32::try_from(frame.len()).unwrap_or(u32::MAX),
+            bytes_out: 0,
+            data_in: pointer(frame.as_ptr()),
+            data_out: 0,
+            repeat,
+            duration_ns: 0,
+            context_bytes: [0; 2],
+            contexts: [0; 2],
+            flags: TEST_LIVE_FRAMES,
+            cpu: 0,
+            batch_frames,
+            padding: 0,
+        };
+        bpf(PROG_TEST_RUN, &mut attributes).map(drop)
     }
 
     /// Attaches the program to the interface with this index, until the result goes out of scope or
