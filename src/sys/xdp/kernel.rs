@@ -357,9 +357,9 @@ impl XdpProgram {
 
     /// Runs the program `repeat` times on copies of a frame, in batches of at most 256, and does
     /// with each what the program decides: frames that it redirects leave, as if a network card
-    /// had received them. A copy may be one that was used before, with what the program or a receiver
-    /// wrote into it; its length is the original one again. Interfaces are those of the calling
-    /// thread's network namespace.
+    /// had received them. A copy may be one that was used before, with what the program or a
+    /// receiver wrote into it; its length is the original one again. Interfaces are those of the
+    /// calling thread's network namespace.
     ///
     /// # Errors
     /// Errors of the system call: `EINVAL` before Linux 5.18, `EPERM` without `CAP_NET_ADMIN`,
