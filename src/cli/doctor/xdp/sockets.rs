@@ -55,17 +55,15 @@ pub(super) fn sockets(report: &HostReport, chosen: &[Chosen<'_>]) -> Finding {
         format!("{name}: {} queues with one{rest}", queues - without)
     });
     let fact = format!("{}; {} of locked memory", each.collect::<Vec<_>>().join("; "), size(bytes));
-    let kib = bytes >> 9;
-    let remedy = format!(
-        "LimitMEMLOCK=infinity in the unit (deploy/systemd/xdp-full.conf), CAP_IPC_LOCK in a \
-         container, or\n$ ulimit -l {kib}"
-    );
+    let remedy = "more than that, because rings of io_uring count as well: LimitMEMLOCK=infinity in the \
+                  unit (deploy/systemd/xdp-full.conf), CAP_IPC_LOCK in a container, or\n\
+                  $ ulimit -l unlimited";
     match &report.facts.locked_memory {
-        Ok(limit) if lacks_capability(report, CAP_IPC_LOCK) && *limit < bytes => {
+        Ok(limit) if lacks_capability(report, CAP_IPC_LOCK) && *limit <= bytes => {
             SOCKETS.warning(format!("{fact}, and the limit is {}", size(*limit)), remedy)
         }
-        // The limit is one of the user: both processes of a take-over count.
-        Ok(limit) if lacks_capability(report, CAP_IPC_LOCK) && *limit < 2 * bytes => SOCKETS
+        // The limit is one of the user: both processes of a take-over count, and io_uring's rings.
+        Ok(limit) if lacks_capability(report, CAP_IPC_LOCK) && *limit <= 2 * bytes => SOCKETS
             .info(format!("{fact}, twice in a take-over, and the limit is {}", size(*limit)))
             .remedied(remedy),
         _ if metrics.is_ok_and(|it| it.contains("skep_xdp_attached{")) => SOCKETS.warning(
