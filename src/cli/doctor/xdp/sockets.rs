@@ -55,8 +55,8 @@ pub(super) fn sockets(report: &HostReport, chosen: &[Chosen<'_>]) -> Finding {
         format!("{name}: {} queues with one{rest}", queues - without)
     });
     let fact = format!("{}; {} of locked memory", each.collect::<Vec<_>>().join("; "), size(bytes));
-    let remedy = "more than that, because rings of io_uring count as well: LimitMEMLOCK=infinity in the \
-                  unit (deploy/systemd/xdp-full.conf), CAP_IPC_LOCK in a container, or\n\
+    let remedy = "more than that, because rings of io_uring count as well: LimitMEMLOCK=infinity \
+                  in the unit (deploy/systemd/xdp-full.conf), CAP_IPC_LOCK in a container, or\n\
                   $ ulimit -l unlimited";
     match &report.facts.locked_memory {
         Ok(limit) if lacks_capability(report, CAP_IPC_LOCK) && *limit <= bytes => {
