@@ -478,6 +478,41 @@ fn a_process_without_privileges_keeps_what_it_loaded_and_says_what_it_lacks() {
 }
 
 #[test]
+fn sockets_leave_locked_memory_to_the_rings_of_workers() {
+    const NAME: &str = "sockets_leave_locked_memory_to_the_rings_of_workers";
+    if !in_a_namespace(module_path!(), NAME) {
+        return;
+    }
+    let namespace = ServerNamespace::new();
+    for (limit_mib, has_sockets) in [(8, false), (11, true)] {
+        if rlimit::Resource::MEMLOCK.get_hard().unwrap() < limit_mib << 20 {
+            eprintln!("skipped: {limit_mib} MiB of locked memory are more than this host allows");
+            continue;
+        }
+        let skep = skep_command(&namespace, &[], &[("SKEP__UDP__XDP", "full")]);
+        let mut limited = Command::new("setpriv");
+        limited.args(["--bounding-set", "-ipc_lock", "--inh-caps", "-ipc_lock", "prlimit"]);
+        limited.arg(format!("--memlock={}", limit_mib << 20)).arg(skep.get_program());
+        limited.args(skep.get_args());
+        for (name, value) in skep.get_envs() {
+            match value {
+                Some(value) => limited.env(name, value),
+                None => limited.env_remove(name),
+            };
+        }
+        let skep = Skep::spawn(limited);
+        if has_sockets {
+            await_sockets(&skep);
+        } else {
+            let log = skep.log_with("AF_XDP not in use for all queues");
+            assert!(log.contains("LimitMEMLOCK"), "{log}");
+            assert!(skep.ready.contains(" xdp=s0:offload:generic"), "{}", skep.ready);
+        }
+        converse(skep.udp[0]);
+    }
+}
+
+#[test]
 fn interfaces_without_a_driver_of_their_own_are_served_behind_it() {
     const NAME: &str = "interfaces_without_a_driver_of_their_own_are_served_behind_it";
     if !in_a_namespace(module_path!(), NAME) {

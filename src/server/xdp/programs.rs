@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::error::{XdpError, is_busy};
 use super::maps::FollowedMaps;
-use super::queues::Queues;
+use super::queues::{Queues, sockets_max};
 use super::{XdpInputs, XdpOptions, interfaces};
 use crate::config::XDP_INTERFACES_MAX;
 use crate::server::log::OPERATOR;
@@ -144,13 +144,18 @@ impl Programs {
         let wanted = self.wanted(configured);
         self.set_wanted(&wanted);
         let loaded = self.load_missing(&wanted);
+        let most = sockets_max(self.ports.len());
+        let mut open: usize = self.interfaces.values().map(|it| it.queues.count()).sum();
         for (name, interface) in self.interfaces.iter_mut().filter(|it| it.1.is_wanted) {
             if self.is_serving {
                 interface.keep_attached(name, inputs);
             }
             // Sockets are opened while privileges are there, and bound beside a program.
             let mode = interface.link.as_ref().map(|it| it.1);
-            interface.queues.follow(name, inputs.options.has_sockets, mode, &self.ports);
+            let (has_sockets, before) = (inputs.options.has_sockets, interface.queues.count());
+            let room = most.saturating_sub(open);
+            interface.queues.follow(name, has_sockets, mode, &self.ports, room);
+            open = open + interface.queues.count() - before;
         }
         host.map_err(XdpError::Interfaces)?;
         loaded?;

@@ -11,16 +11,26 @@ use crate::server::log::OPERATOR;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::interfaces::index_of;
 use crate::sys::xdp::kernel::AttachMode;
-use crate::sys::xdp::socket::{UnboundXsk, XskError, XskMap, XskMode, XskQueue};
+use crate::sys::xdp::socket::{self, UnboundXsk, XskError, XskMap, XskMode, XskQueue};
 use crate::worker::xdp::{XdpPort, XdpPorts};
 
 /// Most receive queues of an interface with a socket, of 8 MiB each; those of the other queues go
 /// through the ordinary sockets.
 pub(crate) const QUEUES_MAX: usize = 64;
 
+/// Locked memory that is left to a worker's rings of io_uring, which count against the same limit
+/// and are made later: without room for them the tracker would not start.
+const RINGS_BYTES: u64 = 1 << 20;
+
 /// Looks, one a second, for which a queue may be taken without a warning: the kernel frees the
 /// queues of a predecessor some time after its end.
 const TAKEN_LOOKS_MAX: u32 = 10;
+
+/// How many sockets may be open beside the rings of so many workers.
+pub(super) fn sockets_max(workers: usize) -> usize {
+    let reserved_bytes = RINGS_BYTES.saturating_mul(workers as u64);
+    socket::sockets_max(reserved_bytes).unwrap_or(usize::MAX)
+}
 
 /// The sockets of one interface.
 pub(super) struct Queues {
@@ -61,12 +71,17 @@ impl Queues {
         &self.map
     }
 
+    /// How many sockets are open.
+    pub(super) fn count(&self) -> usize {
+        self.queues.iter().filter(|it| !matches!(it, Queue::Missing)).count()
+    }
+
     /// How frames reach the sockets, if workers have any.
     pub(super) fn mode(&self) -> Option<XskMode> {
         self.mode
     }
 
-    /// Opens sockets if they are wanted; binds them, and gives them to the workers, while the
+    /// Opens sockets if they are wanted, `room` of them at most; binds them, and gives them to the workers, while the
     /// program is attached. Closes them if they are not wanted, or their interface is gone.
     pub(super) fn follow(
         &mut self,
@@ -74,6 +89,7 @@ impl Queues {
         are_wanted: bool,
         program: Option<AttachMode>,
         workers: &[Arc<XdpPorts>],
+        room: usize,
     ) {
         let index = index_of(name).ok();
         // An interface of the same name may be another one; and memory that an interface writes to
@@ -85,7 +101,7 @@ impl Queues {
             // The next look opens others: until workers have closed these, memory is locked twice.
             return self.close(workers);
         }
-        let opened = self.open(name);
+        let opened = self.open(name, room);
         let bound = match (program, index) {
             (Some(program), Some(index)) => self.bind((name, index), program, workers),
             _ => Ok(()),
@@ -110,14 +126,18 @@ impl Queues {
         (self.mode, self.problem) = (None, None);
     }
 
-    /// Opens a socket for each queue that has none.
-    fn open(&mut self, name: &str) -> Result<(), XskError> {
+    /// Opens a socket for each queue that has none, but no more than there is room for.
+    fn open(&mut self, name: &str, room: usize) -> Result<(), XskError> {
         let channels = Ethtool::open().and_then(|it| it.channels(name));
         let count = channels.map_or(1, |it| usize::try_from(it.count).unwrap_or(1));
         // Sockets of queues that are gone get nothing, and cost nothing but memory.
         let count = count.clamp(1, QUEUES_MAX).max(self.queues.len());
         self.queues.resize_with(count, || Queue::Missing);
-        for queue in self.queues.iter_mut().filter(|it| matches!(it, Queue::Missing)) {
+        let missing = self.queues.iter_mut().filter(|it| matches!(it, Queue::Missing));
+        for (number, queue) in missing.enumerate() {
+            if number == room {
+                return Err(XskError::LockedMemory);
+            }
             *queue = Queue::Open(UnboundXsk::open()?);
         }
         Ok(())

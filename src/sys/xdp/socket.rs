@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rlimit::Resource;
 use rustix::io::Errno;
 use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
@@ -17,6 +18,7 @@ use rustix::net::xdp::{
     XdpUmemRegFlags,
 };
 use rustix::net::{self, AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::kernel::{Map, MapKind, MapShape};
 use super::rings::{Consumer, Producer};
@@ -80,6 +82,16 @@ impl XskMode {
     pub fn label(self) -> &'static str {
         self.into()
     }
+}
+
+/// How many sockets the limit on locked memory allows beside `reserved_bytes` of other memory that
+/// is locked; `None`: there is no limit, or this process may exceed any.
+pub fn sockets_max(reserved_bytes: u64) -> Option<usize> {
+    let capabilities = capabilities(None);
+    let may_exceed = capabilities.is_ok_and(|it| it.effective.contains(CapabilitySet::IPC_LOCK));
+    let limit = Resource::MEMLOCK.get_soft().ok().filter(|it| *it != rlimit::INFINITY);
+    let sockets = limit?.saturating_sub(reserved_bytes) / UMEM_BYTES as u64;
+    (!may_exceed).then(|| usize::try_from(sockets).unwrap_or(usize::MAX))
 }
 
 /// The interface and queue of a socket.
