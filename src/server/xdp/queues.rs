@@ -81,8 +81,9 @@ impl Queues {
         self.mode
     }
 
-    /// Opens sockets if they are wanted, `room` of them at most; binds them, and gives them to the workers, while the
-    /// program is attached. Closes them if they are not wanted, or their interface is gone.
+    /// Opens sockets if they are wanted, `room` of them at most; binds them, and gives them to the
+    /// workers, while the program is attached. Closes them if they are not wanted, or their
+    /// interface is gone.
     pub(super) fn follow(
         &mut self,
         name: &str,
