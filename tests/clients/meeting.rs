@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -87,6 +87,8 @@ pub(crate) struct Meeting {
     payload: Vec<u8>,
     authority: Option<Authority>,
     skep: Skep,
+    /// Where the clients listen.
+    client_ip: IpAddr,
     folder: TempDir,
 }
 
@@ -95,6 +97,18 @@ impl Meeting {
     /// Everyone comes over one family.
     pub(crate) fn of(family: Family, seeder: Party, leecher: Party) -> Option<Self> {
         Self::between(family, vec![(Role::Seeder, seeder), (Role::Leecher, leecher)])
+    }
+
+    /// The same through a tracker that runs already, for clients at this address, without TLS.
+    pub(crate) fn through(
+        skep: Skep,
+        client_ip: IpAddr,
+        seeder: Party,
+        leecher: Party,
+    ) -> Option<Self> {
+        let parties = vec![(Role::Seeder, seeder), (Role::Leecher, leecher)];
+        let is_there = parties.iter().all(|(_, it)| present(it.program.needs));
+        is_there.then(|| Self::with(TempDir::new().unwrap(), None, skep, client_ip, parties))
     }
 
     /// The same for three, who come over IPv4.
@@ -112,17 +126,38 @@ impl Meeting {
         let tls = parties.iter().any(|(_, it)| it.via.needs_tls());
         let authority = tls.then(|| Authority::found(folder.path()));
         let skep = start_skep(folder.path(), authority.as_ref());
+        let client_ip = match family {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        Some(Self::with(folder, authority, skep, client_ip, parties))
+    }
+
+    fn with(
+        folder: TempDir,
+        authority: Option<Authority>,
+        skep: Skep,
+        client_ip: IpAddr,
+        parties: Vec<(Role, Party)>,
+    ) -> Self {
+        let family = Family::of(client_ip);
         let mut payload = vec![0; PAYLOAD_BYTES];
         fastrand::Rng::with_seed(u64::from(skep.admin.port())).fill(&mut payload);
         let info = info(&payload);
         let info_hash = InfoHash(Sha1::digest(&info).into());
-        let meeting = Self { family, parties, info_hash, payload, authority, skep, folder };
+        let meeting =
+            Self { family, parties, info_hash, payload, authority, skep, client_ip, folder };
         for (role, party) in &meeting.parties {
             fs::create_dir(meeting.downloads(*role)).unwrap();
             fs::write(meeting.torrent(*role), metainfo(&meeting.urls(party.via), &info)).unwrap();
         }
         fs::write(meeting.downloads(Role::Seeder).join(PAYLOAD_NAME), &meeting.payload).unwrap();
-        Some(meeting)
+        meeting
+    }
+
+    /// The tracker.
+    pub(crate) fn skep(&self) -> &Skep {
+        &self.skep
     }
 
     /// Lets a client begin. It ends with what is returned.
@@ -131,9 +166,9 @@ impl Meeting {
         (party.program.start)(self, role, party.via)
     }
 
-    /// Which family everybody speaks.
-    pub(super) fn family(&self) -> Family {
-        self.family
+    /// Where the clients listen.
+    pub(super) fn client_ip(&self) -> IpAddr {
+        self.client_ip
     }
 
     /// The tracker's announce URLs.

@@ -1,12 +1,10 @@
 //! The clients that Debian has, and how each is told to meet others through the tracker alone.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-
-use skep::types::Family;
 
 use super::meeting::{Client, Meeting, Role, Via};
 use super::webtorrent;
@@ -83,7 +81,8 @@ fn aria2(meeting: &Meeting, role: Role, via: Via) -> Client {
         .args(["--no-conf", "--enable-dht6=false"])
         .arg(format!("--enable-dht={}", via == Via::Udp))
         .args(["--bt-enable-lpd=false", "--enable-peer-exchange=false", "--follow-torrent=mem"])
-        .args(["--async-dns=false", "--disable-ipv6=true", "--interface=127.0.0.1"])
+        .args(["--async-dns=false", "--disable-ipv6=true"])
+        .arg(format!("--interface={}", meeting.client_ip()))
         .args(["--listen-port=20000-29999", "--dht-listen-port=20000-29999"])
         .args(["--file-allocation=none", "--seed-ratio=0", "--bt-seed-unverified=true"])
         .args(["--summary-interval=0", "--console-log-level=notice"])
@@ -173,12 +172,9 @@ pub(crate) fn libtorrent_rush() -> Option<Command> {
 
 fn libtorrent(meeting: &Meeting, role: Role, _: Via) -> Client {
     let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/libtorrent_client.py");
-    let interface = match meeting.family() {
-        Family::V4 => "127.0.0.1:0",
-        Family::V6 => "[::1]:0",
-    };
+    let interface = SocketAddr::new(meeting.client_ip(), 0).to_string();
     let mut command = Command::new(PYTHON);
-    command.args([helper, interface]).arg(meeting.torrent(role)).arg(meeting.downloads(role));
+    command.args([helper, &interface]).arg(meeting.torrent(role)).arg(meeting.downloads(role));
     if let Some(root) = meeting.root_certificate() {
         command.env("SSL_CERT_FILE", root);
     }

@@ -11,8 +11,10 @@ use skep::types::Family::{V4, V6};
 
 use crate::downloads::{leecher_calls, seeder_calls};
 use crate::meeting::Via::{Http, Https, Udp};
+use crate::meeting::{Meeting, Role};
 use crate::programs::{ARIA2, LIBTORRENT, TRANSMISSION_CLI, TRANSMISSION_DAEMON, libtorrent_rush};
 use crate::support;
+use crate::support::namespaces::{CLIENT_V4, SERVER_V4, ServerNamespace, in_a_namespace};
 use crate::support::tcp_clients;
 
 // ---- over UDP ----
@@ -60,6 +62,33 @@ fn libtorrent_finds_libtorrent_over_ipv6() {
 #[test]
 fn libtorrent_seeds_to_libtorrent_over_ipv6() {
     seeder_calls(V6, LIBTORRENT.via(Udp), LIBTORRENT.via(Udp));
+}
+
+/// A tracker in one network namespace, clients in another: the program answers their connects, and
+/// their announces reach a worker through an AF_XDP socket.
+#[test]
+fn aria2_and_libtorrent_exchange_a_file_through_xdp() {
+    const NAME: &str = "aria2_and_libtorrent_exchange_a_file_through_xdp";
+    if !in_a_namespace(module_path!(), NAME) {
+        return;
+    }
+    let namespace = ServerNamespace::new();
+    let mut skep = support::command();
+    skep.args(["--workers", "2", "--admin", &format!("{SERVER_V4}:0")]);
+    skep.args(["--listen", &format!("{SERVER_V4}:0")]);
+    skep.envs([("SKEP__UDP__XDP", "full"), ("SKEP__UDP__XDP_MODE", "native")]);
+    let skep = support::Skep::spawn(namespace.within(&skep));
+    let (seeder, leecher) = (ARIA2.via(Udp), LIBTORRENT.via(Udp));
+    let client_ip = CLIENT_V4.parse().unwrap();
+    let Some(meeting) = Meeting::through(skep, client_ip, seeder, leecher) else { return };
+    let _seeder = meeting.start(Role::Seeder);
+    meeting.wait_for(1, 0);
+    let _leecher = meeting.start(Role::Leecher);
+    meeting.wait_for_transfer();
+    let metrics = meeting.skep().metrics();
+    let judged = |verdict| metrics.sum("skep_xdp_packets_total", &format!("verdict=\"{verdict}\""));
+    assert!(judged("answered") >= 2.0 && judged("redirected") >= 2.0, "{}", metrics.text);
+    assert_eq!(judged("forged_id") + judged("expired_id") + judged("limited_connect"), 0.0);
 }
 
 // ---- over HTTP ----

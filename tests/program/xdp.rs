@@ -342,11 +342,41 @@ fn nothing_is_left_of_a_process_that_is_killed() {
         return;
     }
     let namespace = ServerNamespace::new();
-    let mut skep = start(&namespace, &[], &[("SKEP__UDP__XDP", "offload")]);
-    assert!(has_program(&namespace));
-    skep.signal("KILL");
-    skep.wait();
-    eventually("the kernel removes the program", || !has_program(&namespace));
+    for _ in 0..2 {
+        // The second gets the queue that the first had.
+        let mut skep = start(&namespace, &[], &[("SKEP__UDP__XDP", "full")]);
+        await_sockets(&skep);
+        assert!(has_program(&namespace));
+        skep.signal("KILL");
+        skep.wait();
+        eventually("the kernel removes the program", || !has_program(&namespace));
+    }
+}
+
+#[test]
+fn queues_that_an_interface_gets_later_get_sockets_as_well() {
+    const NAME: &str = "queues_that_an_interface_gets_later_get_sockets_as_well";
+    if !in_a_namespace(module_path!(), NAME) {
+        return;
+    }
+    let namespace = ServerNamespace::new();
+    ip("link del c0");
+    namespace.join_with(2);
+    let set_queues = |count: u32| {
+        let count = count.to_string();
+        let mut ethtool = Command::new("ethtool");
+        namespace.within(ethtool.args(["-L", "s0", "rx", &count, "tx", &count]))
+    };
+    assert!(set_queues(1).status().unwrap().success());
+    let variables = [("SKEP__UDP__XDP", "full"), ("SKEP__UDP__XDP_MODE", "generic")];
+    let skep = start(&namespace, &[], &variables);
+    await_sockets(&skep);
+    assert!(set_queues(2).status().unwrap().success());
+    skep.log_with("queue=1");
+    // The kernel takes no queue away that has a socket.
+    assert!(!set_queues(1).status().unwrap().success());
+    skep.udp.iter().copied().for_each(converse);
+    assert_eq!(skep.metrics().sum("skep_xdp_packets_total", "passed_genuine"), 0.0);
 }
 
 #[test]

@@ -17,6 +17,7 @@ const CHILD: &str = "SKEP_TEST_CHILD";
 /// The server's and the client's addresses.
 pub(crate) const SERVER_V4: &str = "10.9.0.1";
 pub(crate) const SERVER_V6: &str = "fd00:9::1";
+pub(crate) const CLIENT_V4: &str = "10.9.0.2";
 
 /// Runs a test again in a process that is in a new network namespace, the client's: true in that
 /// process. Says why where that is not possible. `module` is the test's `module_path!()`.
@@ -72,11 +73,18 @@ impl ServerNamespace {
 
     /// Makes the pair.
     pub(crate) fn join(&self) {
-        ip(&format!("link add c0 type veth peer name s0 netns {}", self.holder.id()));
+        self.join_with(1);
+    }
+
+    /// Makes the pair, whose ends have so many queues.
+    pub(crate) fn join_with(&self, queues: u32) {
+        let sizes = format!("numtxqueues {queues} numrxqueues {queues}");
+        let holder = self.holder.id();
+        ip(&format!("link add c0 {sizes} type veth peer name s0 {sizes} netns {holder}"));
         self.ip(&format!("addr add {SERVER_V4}/24 dev s0"));
         self.ip(&format!("addr add {SERVER_V6}/64 dev s0 nodad"));
         self.ip("link set s0 up");
-        ip("addr add 10.9.0.2/24 dev c0");
+        ip(&format!("addr add {CLIENT_V4}/24 dev c0"));
         ip("addr add fd00:9::2/64 dev c0 nodad");
         ip("link set c0 up");
         succeed(Command::new("ethtool").args(["-K", "c0", "tx", "off"]));

@@ -152,7 +152,11 @@ impl Programs {
             }
             // Sockets are opened while privileges are there, and bound beside a program.
             let mode = interface.link.as_ref().map(|it| it.1);
-            let (has_sockets, before) = (inputs.options.has_sockets, interface.queues.count());
+            // What such a socket sends on the loopback interface reaches nobody.
+            let mut loopbacks = self.host.addresses.iter().filter(|it| it.is_loopback);
+            let is_loopback = loopbacks.any(|it| it.interface == *name);
+            let has_sockets = inputs.options.has_sockets && !is_loopback;
+            let before = interface.queues.count();
             let room = most.saturating_sub(open);
             interface.queues.follow(name, has_sockets, mode, &self.ports, room);
             open = open + interface.queues.count() - before;
