@@ -306,6 +306,7 @@ mod tests {
                 name: format!("eth{number}"),
                 is_wanted: true,
                 mode: Some(if number == 0 { AttachMode::Native } else { AttachMode::Generic }),
+                queues_lacking: 0,
                 sockets: Some(if number == 0 { XskMode::ZeroCopy } else { XskMode::Copy }),
                 counts: OffloadCounts::default(),
             };

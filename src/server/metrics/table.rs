@@ -109,6 +109,13 @@ series! {
                 to.put([interface.name.clone()], u64::from(interface.mode.is_some()));
             }
         };
+        /// Receive queues of an interface that are to have an AF_XDP socket and have none: their
+        /// datagrams are served through the ordinary sockets, and the log has the cause.
+        gauge skep_xdp_queues_lacking{interface} = |from, to| {
+            for interface in from.xdp.interfaces.iter().filter(|it| it.is_wanted) {
+                to.put([interface.name.clone()], interface.queues_lacking);
+            }
+        };
         /// Frames of AF_XDP sockets: received and sent by a worker, received and not served
         /// (bad_checksum, not_understood), dropped by the kernel (ring_full, dropped); and how
         /// often the kernel had no frame to receive into (fill_empty).

@@ -94,6 +94,8 @@ pub(crate) struct InterfaceReading {
     pub(crate) mode: Option<AttachMode>,
     /// How frames reach AF_XDP sockets, if there are any.
     pub(crate) sockets: Option<XskMode>,
+    /// Receive queues that are to have such a socket and have none.
+    pub(crate) queues_lacking: u64,
     pub(crate) counts: OffloadCounts,
 }
 
@@ -181,8 +183,8 @@ impl XdpControl {
         let interfaces = interfaces.into_iter().map(|published| {
             let counts = published.program.counts().unwrap_or_default();
             total.add(&counts);
-            let PublishedProgram { name, is_wanted, mode, sockets, .. } = published;
-            InterfaceReading { name, is_wanted, mode, sockets, counts }
+            let PublishedProgram { name, is_wanted, mode, sockets, queues_lacking, .. } = published;
+            InterfaceReading { name, is_wanted, mode, sockets, queues_lacking, counts }
         });
         XdpReading { interfaces: interfaces.collect(), total }
     }

@@ -77,6 +77,8 @@ pub(super) struct PublishedProgram {
     pub(super) mode: Option<AttachMode>,
     /// How frames reach AF_XDP sockets, if there are any.
     pub(super) sockets: Option<XskMode>,
+    /// Receive queues that are to have such a socket and have none.
+    pub(super) queues_lacking: u64,
     pub(super) program: Arc<OffloadProgram>,
 }
 
@@ -226,6 +228,7 @@ impl Programs {
             is_wanted: interface.is_wanted,
             mode: interface.link.as_ref().map(|it| it.1),
             sockets: interface.queues.mode(),
+            queues_lacking: interface.queues.lacking(),
             program: interface.program.clone(),
         });
         PublishedPrograms { interfaces: interfaces.collect(), retired: self.retired }

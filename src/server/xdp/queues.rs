@@ -39,6 +39,8 @@ pub(super) struct Queues {
     /// The interface's index and the program's mode, while sockets are bound.
     bound: Option<(u32, AttachMode)>,
     mode: Option<XskMode>,
+    /// Receive queues of the interface that are to have a socket and whose worker has none.
+    lacking: u64,
     /// What is wrong, as it was logged.
     problem: Option<String>,
     /// Looks at which a queue was taken, one after the other.
@@ -63,7 +65,7 @@ impl Queues {
     pub(super) fn create() -> io::Result<Self> {
         let map = XskMap::create(u32::try_from(QUEUES_MAX).unwrap_or(1))?;
         let (queues, bound, mode, problem) = Default::default();
-        Ok(Self { map, queues, bound, mode, problem, taken_looks: 0 })
+        Ok(Self { map, queues, bound, mode, lacking: 0, problem, taken_looks: 0 })
     }
 
     /// The map in which the program finds the sockets.
@@ -74,6 +76,11 @@ impl Queues {
     /// How many sockets are open.
     pub(super) fn count(&self) -> usize {
         self.queues.iter().filter(|it| !matches!(it, Queue::Missing)).count()
+    }
+
+    /// Receive queues that are to have a socket and have none.
+    pub(super) fn lacking(&self) -> u64 {
+        self.lacking
     }
 
     /// How frames reach the sockets, if workers have any.
@@ -107,7 +114,9 @@ impl Queues {
             (Some(program), Some(index)) => self.bind((name, index), program, workers),
             _ => Ok(()),
         };
-        let outcome = opened.and(bound);
+        let served = self.queues.iter().filter(|it| matches!(it, Queue::Served)).count();
+        self.lacking = (opened.0.saturating_sub(served)) as u64;
+        let outcome = opened.1.and(bound);
         let is_taken = matches!(outcome, Err(XskError::QueueTaken { .. }));
         self.taken_looks = if is_taken { self.taken_looks + 1 } else { 0 };
         if is_taken && self.taken_looks <= TAKEN_LOOKS_MAX {
@@ -124,16 +133,20 @@ impl Queues {
             workers.iter().for_each(|worker| worker.remove(interface));
         }
         self.queues.clear();
-        (self.mode, self.problem) = (None, None);
+        (self.mode, self.problem, self.lacking) = (None, None, 0);
     }
 
-    /// Opens a socket for each queue that has none, but no more than there is room for.
-    fn open(&mut self, name: &str, room: usize) -> Result<(), XskError> {
+    /// Opens a socket for each queue that has none, but no more than there is room for. Returns the
+    /// number of queues as well.
+    fn open(&mut self, name: &str, room: usize) -> (usize, Result<(), XskError>) {
         let channels = Ethtool::open().and_then(|it| it.channels(name));
-        let count = channels.map_or(1, |it| usize::try_from(it.count).unwrap_or(1));
+        let count = channels.map_or(1, |it| usize::try_from(it.count).unwrap_or(1)).max(1);
         // Sockets of queues that are gone get nothing, and cost nothing but memory.
-        let count = count.clamp(1, QUEUES_MAX).max(self.queues.len());
-        self.queues.resize_with(count, || Queue::Missing);
+        self.queues.resize_with(count.min(QUEUES_MAX).max(self.queues.len()), || Queue::Missing);
+        (count, self.open_missing(room))
+    }
+
+    fn open_missing(&mut self, room: usize) -> Result<(), XskError> {
         let missing = self.queues.iter_mut().filter(|it| matches!(it, Queue::Missing));
         for (number, queue) in missing.enumerate() {
             if number == room {
