@@ -57,8 +57,8 @@ pub(crate) use snapshots::SNAPSHOT_LOCK;
 pub(crate) use sockets::trial::try_addresses;
 pub use sockets::trial::{AddressTrial, BindDenial, UnavailableAddress};
 pub(crate) use state_directory::{KEY_VARIABLE, StateDirectoryError, writable};
-pub(crate) use xdp::QUEUES_MAX as XDP_QUEUES_MAX;
 pub(crate) use xdp::interfaces::chosen as xdp_interfaces;
+pub(crate) use xdp::{QUEUES_MAX as XDP_QUEUES_MAX, RINGS_BYTES as XDP_RINGS_BYTES};
 
 /// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over` it
 /// receives the sockets of the tracker that runs with the same state directory.

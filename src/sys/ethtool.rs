@@ -27,7 +27,7 @@ const NAME_BYTES: usize = 16;
 /// Bytes of a driver's name.
 const DRIVER_BYTES: usize = 32;
 
-/// Pairs of queues of an interface: combined ones, or as many as receive.
+/// Receive queues of an interface: combined ones, and those that receive alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Channels {
     /// In use.
@@ -113,8 +113,8 @@ impl Ethtool {
         let mut counts = ChannelCounts { command: GET_CHANNELS, ..ChannelCounts::default() };
         self.ask(interface, &mut counts)?;
         // A card may have queues of both kinds.
-        let count = counts.combined + counts.receive;
-        Ok(Channels { count, max: counts.combined_max.max(counts.receive_max) })
+        let count = counts.combined.saturating_add(counts.receive);
+        Ok(Channels { count, max: counts.combined_max.max(counts.receive_max).max(count) })
     }
 
     /// Whether the ports of UDP decide which queue gets a datagram, for IPv4 and IPv6.

@@ -129,6 +129,8 @@ impl DatagramWorker<'_> {
                 held = io.into_ports();
             }
             if self.is_stopped() {
+                // Those that were given last are closed as well: their queues are another's then.
+                ports.apply(&mut held);
                 return Ok(());
             }
         }

@@ -14,7 +14,9 @@ use crate::meeting::Via::{Http, Https, Udp};
 use crate::meeting::{Meeting, Role};
 use crate::programs::{ARIA2, LIBTORRENT, TRANSMISSION_CLI, TRANSMISSION_DAEMON, libtorrent_rush};
 use crate::support;
-use crate::support::namespaces::{CLIENT_V4, SERVER_V4, ServerNamespace, in_a_namespace};
+use crate::support::namespaces::{
+    CLIENT_V4, SERVER_V4, ServerNamespace, await_af_xdp_sockets, in_a_namespace,
+};
 use crate::support::tcp_clients;
 
 // ---- over UDP ----
@@ -81,12 +83,18 @@ fn aria2_and_libtorrent_exchange_a_file_through_xdp() {
     let (seeder, leecher) = (ARIA2.via(Udp), LIBTORRENT.via(Udp));
     let client_ip = CLIENT_V4.parse().unwrap();
     let Some(meeting) = Meeting::through(skep, client_ip, seeder, leecher) else { return };
+    await_af_xdp_sockets(meeting.skep());
+    let before = meeting.skep().metrics();
     let _seeder = meeting.start(Role::Seeder);
     meeting.wait_for(1, 0);
     let _leecher = meeting.start(Role::Leecher);
     meeting.wait_for_transfer();
     let metrics = meeting.skep().metrics();
-    let judged = |verdict| metrics.sum("skep_xdp_packets_total", &format!("verdict=\"{verdict}\""));
+    let judged = |verdict| {
+        let label = format!("verdict=\"{verdict}\"");
+        let of = |it: &support::Metrics| it.sum("skep_xdp_packets_total", &label);
+        of(&metrics) - of(&before)
+    };
     assert!(judged("answered") >= 2.0 && judged("redirected") >= 2.0, "{}", metrics.text);
     assert_eq!(judged("forged_id") + judged("expired_id") + judged("limited_connect"), 0.0);
 }

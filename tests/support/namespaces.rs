@@ -8,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 use skep::sys::interfaces::index_of;
 use skep::sys::xdp::assembler::{Assembler, Register};
 use skep::sys::xdp::kernel::{AttachMode, XdpLink, XdpProgram, XdpVerdict};
+use skep::types::InfoHash;
 
-use super::{assert_passed, child_test, eventually};
+use super::{Client, Skep, assert_passed, child_test, eventually};
 
 /// Set in the process of a test that is in its own namespace.
 const CHILD: &str = "SKEP_TEST_CHILD";
@@ -128,6 +129,18 @@ impl Drop for ServerNamespace {
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
+}
+
+/// Waits until announces go to AF_XDP sockets, through the program of `s0`.
+#[track_caller]
+pub(crate) fn await_af_xdp_sockets(skep: &Skep) {
+    let redirected = "skep_xdp_packets_total{interface=\"s0\",verdict=\"redirected\"}";
+    eventually("workers have AF_XDP sockets", || {
+        let before = skep.metrics().value(redirected);
+        let mut client = Client::connect(skep.udp[0]);
+        client.scrape(&[InfoHash([99; 20])]);
+        skep.metrics().value(redirected) > before
+    });
 }
 
 /// Runs `ip` in this process's namespace.

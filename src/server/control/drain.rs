@@ -122,6 +122,9 @@ pub(crate) async fn yield_to_successor(
     })
 }
 
+/// How long to wait for drivers to detach XDP programs. The process goes on without them.
+const DETACH_MAX: Duration = Duration::from_secs(1);
+
 /// Pauses the workers, and hands over to a successor.
 ///
 /// `None` if this process continues to serve, as before.
@@ -131,9 +134,9 @@ async fn rest_and_hand_over(
     (workers, streams): (&Workers, &Streams),
 ) -> Option<ServingSuccessor> {
     // An interface has one program: the successor attaches its own. Until then all datagrams go to
-    // the sockets, which both processes have. A driver may take a while, so nothing waits for this.
+    // the sockets, which both processes have. A driver may take a while: the successor tries again.
     let xdp = context.xdp.clone();
-    let _ = spawn_blocking(move || xdp.end()).await;
+    let _ = timeout(DETACH_MAX, spawn_blocking(move || xdp.end())).await;
     workers.pause();
     streams.hold();
     let rested = async {
@@ -251,10 +254,11 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
     // would report that the tracker does not respond.
     state.close_board();
     let Running { workers, streams, close_admin, address_file, .. } = running;
+    // Before the last snapshot, which may take long: a client whose connect a program answers would
+    // get no response to its announce.
     let xdp = state.context.xdp.clone();
+    let _ = timeout(DETACH_MAX, spawn_blocking(move || xdp.stop())).await;
     let _ = spawn_blocking(move || {
-        // Before the last snapshot, which may take long: nobody serves whom a program answers.
-        xdp.end();
         streams.stop();
         workers.stop();
     })

@@ -217,7 +217,12 @@ fn assemble(
         .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
     let gone = close(inherited_sockets);
     let (xdp_options, denied) = reloader.context.xdp_inputs();
-    reloader.context.xdp.prepare(cpus.len(), &sockets.addresses, xdp_options, denied);
+    reloader.context.xdp.prepare(
+        (cpus.len(), choice.backend),
+        &sockets.addresses,
+        xdp_options,
+        denied,
+    );
     let user = confine::user_of(config)?;
     let state = {
         // Root may lack the capability to enter a directory of another user.

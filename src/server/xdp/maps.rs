@@ -60,16 +60,11 @@ impl FollowedMaps {
         self.offload.load(sockets)
     }
 
-    /// Writes what has changed.
+    /// Writes keys and limits, if they have changed.
     ///
     /// # Errors
-    /// Errors of the system calls. What was not written is written by the next call.
-    pub(super) fn follow(
-        &mut self,
-        inputs: &XdpInputs,
-        targets: BTreeSet<SocketAddr>,
-    ) -> io::Result<()> {
-        // First: programs that are attached must not judge by keys that are not in force any more.
+    /// Errors of the system calls. Programs judge by the former keys then.
+    pub(super) fn set_settings(&mut self, inputs: &XdpInputs) -> io::Result<()> {
         let settings = OffloadSettings {
             keys: inputs.options.keys,
             clock_offset_ns: self.clock_offset_ns,
@@ -81,6 +76,18 @@ impl FollowedMaps {
             self.offload.set(settings)?;
             self.settings = Some(settings);
         }
+        Ok(())
+    }
+
+    /// Writes networks and addresses, if they have changed.
+    ///
+    /// # Errors
+    /// Errors of the system calls. What was not written is written by the next call.
+    pub(super) fn follow(
+        &mut self,
+        inputs: &XdpInputs,
+        targets: BTreeSet<SocketAddr>,
+    ) -> io::Result<()> {
         self.set_exempt(&inputs.options.exempt)?;
         self.set_denied(&inputs.denied, &inputs.offenders)?;
         // Last: nothing is served before everything else is right.

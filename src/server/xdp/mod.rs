@@ -28,10 +28,11 @@ use crate::sys::clock::Clock;
 use crate::sys::xdp::kernel::AttachMode;
 use crate::sys::xdp::offload::{OffloadCounts, OffloadKeys};
 use crate::sys::xdp::socket::XskMode;
+use crate::worker::datagram::DatagramBackend;
 use crate::worker::xdp::XdpPorts;
 use programs::{Programs, PublishedProgram, PublishedPrograms};
 
-pub(crate) use queues::QUEUES_MAX;
+pub(crate) use queues::{QUEUES_MAX, RINGS_BYTES};
 
 /// The part of the settings that the program follows.
 #[derive(Clone)]
@@ -117,18 +118,18 @@ impl XdpControl {
         }
     }
 
-    /// Loads the programs, if they are to be used, for so many workers with sockets that are bound
-    /// to these addresses. Privileges are needed here and not later.
+    /// Loads the programs, if they are to be used, for so many workers on this backend with sockets
+    /// that are bound to these addresses. Privileges are needed here and not later.
     pub(crate) fn prepare(
         &self,
-        workers: usize,
+        (workers, backend): (usize, DatagramBackend),
         listen: &[SocketAddr],
         options: Arc<XdpOptions>,
         denied: Arc<AccessList>,
     ) {
         let ports: Vec<_> = (0..workers).map(|_| Arc::default()).collect();
         lock(&self.ports).clone_from(&ports);
-        lock(&self.programs).set_listen(listen, ports);
+        lock(&self.programs).set_listen(listen, ports, backend == DatagramBackend::Uring);
         self.follow(options, denied);
     }
 
@@ -147,6 +148,13 @@ impl XdpControl {
     pub(crate) fn end(&self) {
         let mut programs = lock(&self.programs);
         programs.set_serving(false);
+        *lock(&self.published) = programs.published();
+    }
+
+    /// Detaches the programs for good: this process is about to end.
+    pub(crate) fn stop(&self) {
+        let mut programs = lock(&self.programs);
+        programs.stop();
         *lock(&self.published) = programs.published();
     }
 

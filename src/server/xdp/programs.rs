@@ -34,7 +34,11 @@ pub(super) struct Programs {
     listen: Vec<SocketAddr>,
     /// For each datagram worker, its AF_XDP sockets.
     ports: Vec<Arc<XdpPorts>>,
+    /// Whether workers have rings of io_uring.
+    has_rings: bool,
     is_serving: bool,
+    /// Whether this process ends, so that no program is attached any more.
+    is_over: bool,
     maps: Option<FollowedMaps>,
     /// Addresses and routes as they were read last.
     host: HostInterfaces,
@@ -89,7 +93,9 @@ impl Programs {
             clock_offset_ns,
             listen: Vec::new(),
             ports: Vec::new(),
+            has_rings: false,
             is_serving: false,
+            is_over: false,
             maps: None,
             host: HostInterfaces::default(),
             keeps_chosen: false,
@@ -100,24 +106,36 @@ impl Programs {
         }
     }
 
-    /// The addresses of the UDP sockets, and the AF_XDP sockets of each worker.
-    pub(super) fn set_listen(&mut self, listen: &[SocketAddr], ports: Vec<Arc<XdpPorts>>) {
-        (self.listen, self.ports) = (listen.to_vec(), ports);
+    /// The addresses of the UDP sockets, the AF_XDP sockets of each worker, and whether workers
+    /// have rings of io_uring as well.
+    pub(super) fn set_listen(
+        &mut self,
+        listen: &[SocketAddr],
+        ports: Vec<Arc<XdpPorts>>,
+        has_rings: bool,
+    ) {
+        (self.listen, self.ports, self.has_rings) = (listen.to_vec(), ports, has_rings);
     }
 
     /// Whether this process serves. If not, all programs are detached.
     pub(super) fn set_serving(&mut self, is_serving: bool) {
-        self.is_serving = is_serving;
+        self.is_serving = is_serving && !self.is_over;
         if !is_serving {
             self.interfaces.values_mut().for_each(|it| it.link = None);
         }
     }
 
+    /// Detaches all programs for good: this process is about to end.
+    pub(super) fn stop(&mut self) {
+        self.is_over = true;
+        self.set_serving(false);
+    }
+
     /// Follows the inputs. Logs what fails, once, and goes on without it.
     pub(super) fn follow(&mut self, inputs: &XdpInputs) {
         let is_new = !self.options.as_ref().is_some_and(|it| Arc::ptr_eq(it, &inputs.options));
-        self.keeps_chosen = !is_new;
         if is_new {
+            self.keeps_chosen = false;
             self.options = Some(inputs.options.clone());
             self.interfaces.values_mut().for_each(|it| it.retry_at_s = 0);
         }
@@ -129,7 +147,7 @@ impl Programs {
         log_once(&mut self.problem, problem);
     }
 
-    /// Follows as far as possible. The first error is returned.
+    /// Follows as far as possible. One of the errors is returned.
     fn try_to_follow(&mut self, inputs: &XdpInputs) -> Result<(), XdpError> {
         let maps = match &mut self.maps {
             Some(maps) => maps,
@@ -138,16 +156,20 @@ impl Programs {
         let host = HostInterfaces::read().map(|host| self.host = host);
         let configured = &inputs.options.interfaces;
         let targets = interfaces::targets(configured, &self.listen, &self.host);
-        if let Err(error) = maps.follow(inputs, targets) {
-            // Under keys that are not in force any more, it would drop what workers serve.
-            self.interfaces.values_mut().for_each(|it| it.link = None);
-            return Err(XdpError::Set(error));
-        }
+        let set = maps.set_settings(inputs).inspect_err(|_| {
+            // Under keys that are not in force any more, programs would drop what workers serve.
+            for interface in self.interfaces.values_mut() {
+                (interface.link, interface.retry_at_s) = (None, inputs.elapsed_s + RETRY_S);
+            }
+        });
+        let set = set.and_then(|()| maps.follow(inputs, targets));
+        // What is closed in this look is locked until workers have seen that.
+        let mut open: usize = self.interfaces.values().map(|it| it.queues.count()).sum();
+        let most = sockets_max(if self.has_rings { self.ports.len() } else { 0 });
         let wanted = self.wanted(configured);
         self.set_wanted(&wanted);
+        self.keeps_chosen = host.is_ok();
         let loaded = self.load_missing(&wanted);
-        let most = sockets_max(self.ports.len());
-        let mut open: usize = self.interfaces.values().map(|it| it.queues.count()).sum();
         for (name, interface) in self.interfaces.iter_mut().filter(|it| it.1.is_wanted) {
             if self.is_serving {
                 interface.keep_attached(name, inputs);
@@ -161,24 +183,25 @@ impl Programs {
             let before = interface.queues.count();
             let room = most.saturating_sub(open);
             interface.queues.follow(name, has_sockets, mode, &self.ports, room);
-            open = open + interface.queues.count() - before;
+            open += interface.queues.count().saturating_sub(before);
         }
+        set.map_err(XdpError::Set)?;
         host.map_err(XdpError::Interfaces)?;
         loaded?;
         if wanted.is_empty() { Err(XdpError::NoInterface) } else { Ok(()) }
     }
 
     /// The interfaces that are to have the program. One that was chosen for its addresses or routes
-    /// stays until the settings change: to attach a program may interrupt a link, and so take the
-    /// route away for which the interface was chosen.
+    /// stays until a reload, or until the interface is gone: to attach a program may interrupt a
+    /// link, and so take the route away for which the interface was chosen.
     fn wanted(&self, configured: &[String]) -> Vec<String> {
-        let chosen = interfaces::chosen(configured, &self.listen, &self.host);
+        let mut wanted = Vec::from_iter(interfaces::chosen(configured, &self.listen, &self.host));
         let keeps = self.keeps_chosen && configured.is_empty();
-        let is_kept = |it: &(&String, &Interface)| keeps && it.1.is_wanted;
+        let is_kept = |it: &(&String, &Interface)| {
+            keeps && it.1.is_wanted && !wanted.contains(it.0) && index_of(it.0).is_ok()
+        };
         let kept = self.interfaces.iter().filter(is_kept).map(|it| it.0.clone());
-        let mut wanted: Vec<_> = kept.collect();
-        let new: Vec<_> = chosen.into_iter().filter(|it| !wanted.contains(it)).collect();
-        wanted.extend(new);
+        wanted.extend(kept.collect::<Vec<_>>());
         wanted.truncate(XDP_INTERFACES_MAX);
         wanted
     }
@@ -227,7 +250,7 @@ impl Programs {
             name: name.clone(),
             is_wanted: interface.is_wanted,
             mode: interface.link.as_ref().map(|it| it.1),
-            sockets: interface.queues.mode(),
+            sockets: interface.link.as_ref().and_then(|_| interface.queues.mode()),
             queues_lacking: interface.queues.lacking(),
             program: interface.program.clone(),
         });
@@ -322,7 +345,7 @@ pub(super) fn log_once(known: &mut Option<String>, problem: Option<XdpError>) {
         let remedy = error.remedy();
         match error {
             XdpError::Queue { .. } => {
-                warn!(target: OPERATOR, %error, remedy, "AF_XDP not in use for all queues");
+                warn!(target: OPERATOR, %error, remedy, "AF_XDP not in use for some queues");
             }
             _ => warn!(target: OPERATOR, %error, remedy, "XDP not in use, served over sockets"),
         }

@@ -20,15 +20,18 @@ pub(crate) const QUEUES_MAX: usize = 64;
 
 /// Locked memory that is left to a worker's rings of io_uring, which count against the same limit
 /// and are made later: without room for them the tracker would not start.
-const RINGS_BYTES: u64 = 1 << 20;
+pub(crate) const RINGS_BYTES: u64 = 1 << 20;
+
+/// Looks, one a second, until sockets that could not be opened are tried again.
+const LOOKS_UNTIL_OPEN: u32 = 10;
 
 /// Looks, one a second, for which a queue may be taken without a warning: the kernel frees the
 /// queues of a predecessor some time after its end.
 const TAKEN_LOOKS_MAX: u32 = 10;
 
 /// How many sockets may be open beside the rings of so many workers.
-pub(super) fn sockets_max(workers: usize) -> usize {
-    let reserved_bytes = RINGS_BYTES.saturating_mul(workers as u64);
+pub(super) fn sockets_max(workers_with_rings: usize) -> usize {
+    let reserved_bytes = RINGS_BYTES.saturating_mul(workers_with_rings as u64);
     socket::sockets_max(reserved_bytes).unwrap_or(usize::MAX)
 }
 
@@ -43,6 +46,8 @@ pub(super) struct Queues {
     lacking: u64,
     /// What is wrong, as it was logged.
     problem: Option<String>,
+    /// Looks to let pass before missing sockets are opened again.
+    looks_until_open: u32,
     /// Looks at which a queue was taken, one after the other.
     taken_looks: u32,
 }
@@ -65,7 +70,8 @@ impl Queues {
     pub(super) fn create() -> io::Result<Self> {
         let map = XskMap::create(u32::try_from(QUEUES_MAX).unwrap_or(1))?;
         let (queues, bound, mode, problem) = Default::default();
-        Ok(Self { map, queues, bound, mode, lacking: 0, problem, taken_looks: 0 })
+        let (lacking, looks_until_open, taken_looks) = Default::default();
+        Ok(Self { map, queues, bound, mode, lacking, problem, looks_until_open, taken_looks })
     }
 
     /// The map in which the program finds the sockets.
@@ -122,6 +128,9 @@ impl Queues {
         if is_taken && self.taken_looks <= TAKEN_LOOKS_MAX {
             return;
         }
+        if self.looks_until_open > 0 && outcome.is_ok() {
+            return; // what could not be opened is known
+        }
         let problem = outcome.err();
         let interface = name.to_owned();
         log_once(&mut self.problem, problem.map(|error| XdpError::Queue { interface, error }));
@@ -133,7 +142,7 @@ impl Queues {
             workers.iter().for_each(|worker| worker.remove(interface));
         }
         self.queues.clear();
-        (self.mode, self.problem, self.lacking) = (None, None, 0);
+        (self.mode, self.problem, self.lacking, self.looks_until_open) = (None, None, 0, 0);
     }
 
     /// Opens a socket for each queue that has none, but no more than there is room for. Returns the
@@ -141,9 +150,21 @@ impl Queues {
     fn open(&mut self, name: &str, room: usize) -> (usize, Result<(), XskError>) {
         let channels = Ethtool::open().and_then(|it| it.channels(name));
         let count = channels.map_or(1, |it| usize::try_from(it.count).unwrap_or(1)).max(1);
+        let count = count.min(QUEUES_MAX);
+        while self.queues.len() > count && matches!(self.queues.last(), Some(Queue::Missing)) {
+            self.queues.pop();
+        }
         // Sockets of queues that are gone get nothing, and cost nothing but memory.
-        self.queues.resize_with(count.min(QUEUES_MAX).max(self.queues.len()), || Queue::Missing);
-        (count, self.open_missing(room))
+        self.queues.resize_with(count.max(self.queues.len()), || Queue::Missing);
+        if self.looks_until_open > 0 {
+            self.looks_until_open -= 1;
+            return (count, Ok(()));
+        }
+        let opened = self.open_missing(room);
+        if opened.is_err() {
+            self.looks_until_open = LOOKS_UNTIL_OPEN;
+        }
+        (count, opened)
     }
 
     fn open_missing(&mut self, room: usize) -> Result<(), XskError> {
@@ -152,7 +173,17 @@ impl Queues {
             if number == room {
                 return Err(XskError::LockedMemory);
             }
-            *queue = Queue::Open(UnboundXsk::open()?);
+            match UnboundXsk::open() {
+                Ok(socket) => *queue = Queue::Open(socket),
+                Err(error) => {
+                    // Others of the same user have used the limit up: the rings need some of it.
+                    let is_full = matches!(error, XskError::LockedMemory);
+                    let mut open = self.queues.iter_mut().rev();
+                    let last = open.find(|it| is_full && matches!(it, Queue::Open(_)));
+                    last.into_iter().for_each(|it| *it = Queue::Missing);
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
@@ -165,7 +196,7 @@ impl Queues {
         workers: &[Arc<XdpPorts>],
     ) -> Result<(), XskError> {
         let mut refused = None;
-        // Of a program behind the driver, the interface's own way into shared memory knows nothing.
+        // A program behind the driver never sees frames that the interface writes to shared memory.
         let zero_copy = program == AttachMode::Native;
         for ((number, queue), worker) in (0..).zip(&mut self.queues).zip(workers.iter().cycle()) {
             let socket = match std::mem::replace(queue, Queue::Served) {

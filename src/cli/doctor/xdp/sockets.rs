@@ -4,14 +4,16 @@ use super::super::finding::{Check, Finding};
 use super::super::{HostReport, size};
 use super::interfaces::Chosen;
 use super::lacks_capability;
-use crate::server::XDP_QUEUES_MAX;
+use crate::config::Io;
+use crate::server::{XDP_QUEUES_MAX, XDP_RINGS_BYTES};
 use crate::sys::xdp::socket::UMEM_BYTES;
 
 const SOCKETS: Check = Check::new(
     "xdp.sockets",
     "With udp.xdp = \"full\" announces and scrapes reach the workers through an AF_XDP socket for \
-     each receive queue. To open one takes CAP_NET_RAW and 8 MiB of locked memory. Without them \
-     the ordinary sockets get announces and scrapes, as with \"offload\".",
+     each receive queue. To open one takes CAP_NET_RAW and 8 MiB of locked memory, beside 1 MiB \
+     for the rings of each worker. Without them the ordinary sockets get announces and scrapes, \
+     as with \"offload\".",
 );
 
 /// Bits of capabilities in /proc (linux/capability.h).
@@ -29,6 +31,14 @@ fn mode(metrics: &str) -> Option<&str> {
 pub(super) fn sockets(report: &HostReport, chosen: &[Chosen<'_>]) -> Finding {
     let metrics = report.facts.metrics.as_deref();
     if let Some(mode) = metrics.ok().and_then(mode) {
+        let is_lacking =
+            |line: &str| line.starts_with("skep_xdp_queues_lacking{") && !line.ends_with(" 0");
+        if metrics.is_ok_and(|it| it.lines().any(is_lacking)) {
+            return SOCKETS.warning(
+                format!("the running tracker has them ({mode}), but not for each queue"),
+                "see the tracker's log\n$ journalctl -u skep | grep -i xdp",
+            );
+        }
         return SOCKETS.ok(format!("the running tracker has them ({mode})"));
     }
     let protocols = report.host.text("/proc/net/protocols");
@@ -48,22 +58,25 @@ pub(super) fn sockets(report: &HostReport, chosen: &[Chosen<'_>]) -> Finding {
     }
     let counts: Vec<_> = chosen.iter().filter_map(queues).collect();
     let wanted = counts.iter().map(|it| it.1.min(XDP_QUEUES_MAX)).sum::<usize>();
-    let bytes = (wanted * UMEM_BYTES) as u64;
+    let rings_bytes = match report.config.server.io {
+        Io::Mmsg => 0,
+        Io::Auto | Io::Uring => XDP_RINGS_BYTES * report.workers() as u64,
+    };
+    let bytes = (wanted * UMEM_BYTES) as u64 + rings_bytes;
     let each = counts.iter().map(|(name, queues)| {
         let without = queues.saturating_sub(XDP_QUEUES_MAX);
         let rest = if without > 0 { format!(", {without} without") } else { String::new() };
         format!("{name}: {} queues with one{rest}", queues - without)
     });
     let fact = format!("{}; {} of locked memory", each.collect::<Vec<_>>().join("; "), size(bytes));
-    let remedy = "more than that, because rings of io_uring count as well: LimitMEMLOCK=infinity \
-                  in the unit (deploy/systemd/xdp-full.conf), CAP_IPC_LOCK in a container, or\n\
-                  $ ulimit -l unlimited";
+    let remedy = "LimitMEMLOCK=infinity in the unit (deploy/systemd/xdp-full.conf), CAP_IPC_LOCK \
+                  in a container, or\n$ ulimit -l unlimited";
     match &report.facts.locked_memory {
-        Ok(limit) if lacks_capability(report, CAP_IPC_LOCK) && *limit <= bytes => {
+        Ok(limit) if lacks_capability(report, CAP_IPC_LOCK) && *limit < bytes => {
             SOCKETS.warning(format!("{fact}, and the limit is {}", size(*limit)), remedy)
         }
         // The limit is one of the user: both processes of a take-over count, and io_uring's rings.
-        Ok(limit) if lacks_capability(report, CAP_IPC_LOCK) && *limit <= 2 * bytes => SOCKETS
+        Ok(limit) if lacks_capability(report, CAP_IPC_LOCK) && *limit < 2 * bytes => SOCKETS
             .info(format!("{fact}, twice in a take-over, and the limit is {}", size(*limit)))
             .remedied(remedy),
         _ if metrics.is_ok_and(|it| it.contains("skep_xdp_attached{")) => SOCKETS.warning(
