@@ -232,9 +232,9 @@ sections! {
         /// also CAP_NET_RAW, connection_id = "siphash" and Linux 5.19. Host firewalls do not see
         /// what it answers: read docs/xdp.md first.
         xdp: Xdp = Xdp::Off => live;
-        /// Interfaces that get the program. Empty: those that carry the addresses in listen; for a
-        /// wildcard address, those of the default routes. The loopback interface gets it only if it
-        /// is named here.
+        /// Interfaces that get the program, at most 4. Empty: those that carry the addresses in
+        /// listen; for a wildcard address, those of the default routes. The loopback interface gets
+        /// it only if it is named here.
         xdp_interfaces: InterfaceList = InterfaceList::default() => live;
         /// Where the program runs. native: in the interface's driver; generic: behind the driver,
         /// which every interface can do, at less gain; auto: native, or generic with a warning.

@@ -15,6 +15,19 @@ pub(crate) fn client(family: u8) -> SocketAddr {
 /// The magic of a connect (BEP 15).
 pub(crate) const MAGIC: u64 = 0x0417_2710_1980;
 
+/// Sources that no response can reach.
+pub(crate) const SOURCES_OF_NO_HOST: [&str; 9] = [
+    "0.0.0.0:1",
+    "224.0.0.1:1",
+    "255.255.255.255:1",
+    "198.51.100.7:0",
+    "[::]:1",
+    "[::1]:1",
+    "[::ffff:192.0.2.1]:1",
+    "[ff02::1]:1",
+    "[2001:db8::1]:0",
+];
+
 /// A frame in parts, so that tests can spoil each.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {

@@ -6,13 +6,12 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use rustix::net::netdevice::name_to_index;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, move_into_link_name_space, set_capabilities,
 };
@@ -25,11 +24,11 @@ use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{encode_announce, encode_scrape};
 use skep::store::Store;
 use skep::sys::clock::Clock;
+use skep::sys::interfaces::index_of;
 use skep::sys::probe::probe;
 use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
-use skep::sys::xdp::assembler::{Assembler, Register};
 use skep::sys::xdp::frame::FrameDatagram;
-use skep::sys::xdp::kernel::{AttachMode, XdpLink, XdpProgram, XdpVerdict};
+use skep::sys::xdp::kernel::{AttachMode, XdpLink};
 use skep::sys::xdp::offload::{
     Offload, OffloadKeys, OffloadProgram, OffloadSettings, OffloadVerdict,
 };
@@ -44,36 +43,19 @@ use skep::worker::pause_signal::PauseSignal;
 use skep::worker::xdp::{XdpPort, XdpPorts};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::support::{DEADLINE, assert_passed, child_arguments, eventually, leecher};
+use crate::support::namespaces::{self, ip, new_namespace, pass_all};
+use crate::support::{DEADLINE, eventually, leecher};
 use crate::xdp_frames::{Frame, checksum, client, server};
 
-/// Set for the copy of this program that runs within the namespace.
-const WITHIN: &str = "SKEP_TEST_WITHIN_NAMESPACE";
 const KEY: [u8; 32] = [7; 32];
 /// The loopback interface, in every namespace.
 const LOOPBACK: u32 = 1;
 
 /// Runs the test of this name in a namespace of its own, where it is `test`.
 fn in_a_namespace(name: &str, test: impl FnOnce()) {
-    if std::env::var_os(WITHIN).is_some() {
-        return test();
+    if namespaces::in_a_namespace(module_path!(), name) {
+        test();
     }
-    if let Err(error) = XskMap::create(1) {
-        return eprintln!("skipped: programs for XDP take CAP_BPF and CAP_NET_ADMIN: {error}");
-    }
-    match Command::new("unshare").args(["--net", "true"]).status() {
-        Ok(status) if status.success() => {}
-        _ => return eprintln!("skipped: no network namespace"),
-    }
-    let this = std::env::current_exe().unwrap();
-    let mut within = Command::new("unshare");
-    within.arg("--net").arg(this).args(child_arguments(module_path!(), name));
-    assert_passed(&within.env(WITHIN, "1").output().unwrap());
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status();
-    assert!(status.unwrap().success(), "ip {arguments}");
 }
 
 /// A second namespace, and a pair of interfaces: `skep0` here, `skep1` there.
@@ -86,14 +68,8 @@ struct Wire {
 
 impl Wire {
     fn new(queues: u32) -> Self {
-        let mut holder = Command::new("unshare");
-        holder.args(["--net", "cat"]).stdin(Stdio::piped());
-        let holder = holder.spawn().unwrap();
-        let namespace = |id: &str| std::fs::read_link(format!("/proc/{id}/ns/net")).ok();
-        let id = holder.id().to_string();
-        eventually("the namespace is there", || {
-            namespace(&id).is_some_and(|it| Some(it) != namespace("self"))
-        });
+        let holder = new_namespace();
+        let id = holder.id();
         let sizes = format!("numtxqueues {queues} numrxqueues {queues}");
         ip(&format!("link add skep0 {sizes} type veth peer name skep1 {sizes} netns {id}"));
         ip("addr add 192.0.2.9/24 dev skep0");
@@ -108,13 +84,7 @@ impl Wire {
         });
         ip("route add 198.51.100.0/24 dev skep0");
         ip("route add 2001:db8:1::/48 dev skep0");
-        let there = within(&holder, || {
-            let mut pass = Assembler::new();
-            pass.set(Register::R0, XdpVerdict::Pass as i32);
-            pass.exit();
-            let program = XdpProgram::load(&pass.finish()).unwrap();
-            program.attach(interface("skep1"), AttachMode::Native).unwrap()
-        });
+        let there = within(&holder, || pass_all("skep1"));
         Self { holder, _there: there }
     }
 
@@ -154,9 +124,7 @@ fn within<T: Send>(holder: &Child, work: impl FnOnce() -> T + Send) -> T {
 }
 
 fn interface(name: &str) -> u32 {
-    let any = UdpSocket::bind("127.0.0.1:0");
-    let any = any.or_else(|_| UdpSocket::bind("[::]:0")).unwrap();
-    name_to_index(&any, name).unwrap()
+    index_of(name).unwrap()
 }
 
 /// What a front end was asked, and what it answered.

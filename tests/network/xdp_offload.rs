@@ -26,7 +26,7 @@ use skep::tracker::Tracker;
 use skep::types::{Dropped, Family};
 
 use crate::support::{assert_passed, child_test};
-use crate::xdp_frames::{Frame, checksum, client, kinds, octets, server};
+use crate::xdp_frames::{Frame, SOURCES_OF_NO_HOST, checksum, client, kinds, octets, server};
 
 /// What the kernel's clock is ahead of the tests' moment by: they begin in the middle of a bucket.
 const BEGIN_S: u64 = 1_800_000_000 / 64 * 64 + 32;
@@ -334,17 +334,7 @@ fn a_checksum_may_be_absent_or_left_to_a_network_card() {
 #[test]
 fn sources_that_no_host_has_pass() {
     let Some(setup) = Setup::new(None) else { return };
-    for source in [
-        "0.0.0.0:1",
-        "224.0.0.1:1",
-        "255.255.255.255:1",
-        "198.51.100.7:0",
-        "[::]:1",
-        "[::1]:1",
-        "[::ffff:192.0.2.1]:1",
-        "[ff02::1]:1",
-        "[2001:db8::1]:0",
-    ] {
+    for source in SOURCES_OF_NO_HOST {
         let source: SocketAddr = source.parse().unwrap();
         let family = if source.is_ipv4() { 4 } else { 6 };
         let frame = Frame { source, ..Frame::connect(family) };

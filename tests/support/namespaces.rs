@@ -47,6 +47,28 @@ pub(crate) fn in_a_namespace(module: &str, test: &str) -> bool {
     false
 }
 
+/// A process that does nothing in a new network namespace, and ends with this one: its input is a
+/// pipe.
+pub(crate) fn new_namespace() -> Child {
+    let mut holder = Command::new("unshare");
+    holder.args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let holder = holder.spawn().unwrap();
+    let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let [own, id] = ["self".to_owned(), holder.id().to_string()];
+    eventually("the namespace", || of(&id).is_some() && of(&id) != of(&own));
+    holder
+}
+
+/// Puts a program that passes everything on an end of a veth pair: without one, what a native
+/// program on the other end sends is lost.
+pub(crate) fn pass_all(interface: &str) -> XdpLink {
+    let mut pass = Assembler::new();
+    pass.set(Register::R0, XdpVerdict::Pass as i32);
+    pass.exit();
+    let pass = XdpProgram::load(&pass.finish()).unwrap();
+    pass.attach(index_of(interface).unwrap(), AttachMode::Native).unwrap()
+}
+
 /// The server's namespace, joined to that of this process by a veth pair: `s0` there, `c0` here.
 pub(crate) struct ServerNamespace {
     /// A process that does nothing in it, and ends with this one: its input is a pipe.
@@ -59,13 +81,7 @@ impl ServerNamespace {
     /// Makes the namespace and the pair. The client computes checksums itself, as a network card
     /// would.
     pub(crate) fn new() -> Self {
-        let mut holder = Command::new("unshare");
-        holder.args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null());
-        let holder = holder.spawn().unwrap();
-        let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
-        let [own, id] = ["self".to_owned(), holder.id().to_string()];
-        eventually("the namespace", || of(&id).is_some() && of(&id) != of(&own));
-        let namespace = Self { holder, peer: RefCell::default() };
+        let namespace = Self { holder: new_namespace(), peer: RefCell::default() };
         namespace.ip("link set lo up");
         ip("link set lo up");
         namespace.join();
@@ -89,12 +105,7 @@ impl ServerNamespace {
         ip("addr add fd00:9::2/64 dev c0 nodad");
         ip("link set c0 up");
         succeed(Command::new("ethtool").args(["-K", "c0", "tx", "off"]));
-        let mut pass = Assembler::new();
-        pass.set(Register::R0, XdpVerdict::Pass as i32);
-        pass.exit();
-        let pass = XdpProgram::load(&pass.finish()).unwrap();
-        let link = pass.attach(index_of("c0").unwrap(), AttachMode::Native).unwrap();
-        *self.peer.borrow_mut() = Some(link);
+        *self.peer.borrow_mut() = Some(pass_all("c0"));
     }
 
     /// A command in the namespace instead of this process's.

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use skep::sys::affinity::{pin, set_nice};
 use skep::sys::xdp::assembler::{Assembler, Condition, Helper, Label, Operation, Register, Width};
+use skep::sys::xdp::checksum;
 use skep::sys::xdp::kernel::{XdpProgram, XdpVerdict};
 
 use super::frames::{self, ANNOUNCE_FRAME, CONNECT_FRAME, IP, IP_SOURCE, PAYLOAD, UDP};
@@ -36,7 +37,7 @@ const BEHIND: i32 = 3;
 const CONTEXT: i16 = -16;
 const NOW: i16 = -24;
 
-/// Sends until it is told to stop, on one CPU.
+/// Sends on one CPU, until the flag to stop is set.
 ///
 /// # Errors
 /// Errors of the system calls.
@@ -309,16 +310,16 @@ impl Generator<'_> {
         self.asm.xor(R9, network32(frames::TRANSACTION_MASK));
         self.asm.store(Word, R7, frames::TRANSACTION_ID, R9);
         self.asm.set(R1, 0);
-        self.add_words((IP..UDP).step_by(4));
+        checksum::add_words(&mut self.asm, R7, (IP..UDP).step_by(4));
         self.complement();
         self.asm.store(Half, R7, IP + 10, R1);
         // UDP's covers both addresses, its number and its length, which is in it twice.
         self.asm.set(R1, network16(17));
         self.asm.load(Half, R2, R7, UDP + 4);
         self.asm.add(R1, R2);
-        self.add_words((IP_SOURCE..UDP).step_by(4));
+        checksum::add_words(&mut self.asm, R7, (IP_SOURCE..UDP).step_by(4));
         let words = UDP..frame_bytes - (frame_bytes - PAYLOAD) % 4;
-        self.add_words(words.step_by(4));
+        checksum::add_words(&mut self.asm, R7, words.step_by(4));
         if frame_bytes == ANNOUNCE_FRAME {
             self.asm.load(Half, R2, R7, frame_bytes - 2);
             self.asm.add(R1, R2);
@@ -331,25 +332,9 @@ impl Generator<'_> {
         self.asm.store(Half, R7, UDP + 6, R1);
     }
 
-    fn add_words(&mut self, offsets: impl IntoIterator<Item = i16>) {
-        for offset in offsets {
-            self.asm.load(Word, R2, R7, offset);
-            self.asm.add(R1, R2);
-        }
-    }
-
     /// Makes R1 the Internet's checksum (RFC 1071) of what was summed up in it.
     fn complement(&mut self) {
-        self.asm.set(R2, R1);
-        self.asm.shift_right(R2, 32);
-        self.asm.set_word(R1, R1);
-        self.asm.add(R1, R2);
-        for _ in 0..3 {
-            self.asm.set(R2, R1);
-            self.asm.shift_right(R2, 16);
-            self.asm.and(R1, 0xffff);
-            self.asm.add(R1, R2);
-        }
+        checksum::fold(&mut self.asm);
         self.asm.xor(R1, 0xffff);
     }
 

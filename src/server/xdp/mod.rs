@@ -146,16 +146,12 @@ impl XdpControl {
 
     /// Detaches the programs: another process is about to serve.
     pub(crate) fn end(&self) {
-        let mut programs = lock(&self.programs);
-        programs.set_serving(false);
-        *lock(&self.published) = programs.published();
+        self.change(|programs| programs.set_serving(false));
     }
 
     /// Detaches the programs for good: this process is about to end.
     pub(crate) fn stop(&self) {
-        let mut programs = lock(&self.programs);
-        programs.stop();
-        *lock(&self.published) = programs.published();
+        self.change(Programs::stop);
     }
 
     /// Names the worst heavy hitters, whose datagrams are dropped from the next
@@ -170,8 +166,12 @@ impl XdpControl {
         let offenders = lock(&self.offenders).clone();
         let elapsed_s = self.clock.elapsed_ns_at(self.clock.now()) / 1_000_000_000;
         let inputs = XdpInputs { options, denied, offenders, elapsed_s };
+        self.change(|programs| programs.follow(&inputs));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Programs)) {
         let mut programs = lock(&self.programs);
-        programs.follow(&inputs);
+        change(&mut programs);
         *lock(&self.published) = programs.published();
     }
 

@@ -176,7 +176,7 @@ impl Programs {
             }
             // Sockets are opened while privileges are there, and bound beside a program.
             let mode = interface.link.as_ref().map(|it| it.1);
-            // What such a socket sends on the loopback interface reaches nobody.
+            // No process receives what such a socket sends on the loopback interface.
             let mut loopbacks = self.host.addresses.iter().filter(|it| it.is_loopback);
             let is_loopback = loopbacks.any(|it| it.interface == *name);
             let has_sockets = inputs.options.has_sockets && !is_loopback;

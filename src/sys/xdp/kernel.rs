@@ -273,14 +273,7 @@ struct TestRun {
 /// [`TestRun`] with what a run of live frames needs besides.
 #[repr(C)]
 struct LiveRun {
-    program: u32,
-    verdict: u32,
-    bytes_in: u32,
-    bytes_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration_ns: u32,
+    run: TestRun,
     context_bytes: [u32; 2],
     contexts: [u64; 2],
     flags: u32,
@@ -325,6 +318,20 @@ impl XdpProgram {
         })
     }
 
+    /// What is asked for a run on a frame whose result is not wanted.
+    fn run_of(&self, frame: &[u8], repeat: u32) -> TestRun {
+        TestRun {
+            program: self.0.as_raw_fd().cast_unsigned(),
+            verdict: 0,
+            bytes_in: u32::try_from(frame.len()).unwrap_or(u32::MAX),
+            bytes_out: 0,
+            data_in: pointer(frame.as_ptr()),
+            data_out: 0,
+            repeat,
+            duration_ns: 0,
+        }
+    }
+
     /// Runs the program on a frame, without an interface: the verdict, and the frame as the program
     /// left it.
     ///
@@ -334,14 +341,9 @@ impl XdpProgram {
         // Programs may lengthen a frame; skep's do not.
         let mut out = vec![0_u8; frame.len() + 256];
         let mut attributes = TestRun {
-            program: self.0.as_raw_fd().cast_unsigned(),
-            verdict: 0,
-            bytes_in: u32::try_from(frame.len()).unwrap_or(u32::MAX),
             bytes_out: u32::try_from(out.len()).unwrap_or(u32::MAX),
-            data_in: pointer(frame.as_ptr()),
             data_out: pointer(out.as_mut_ptr()),
-            repeat: 1,
-            duration_ns: 0,
+            ..self.run_of(frame, 1)
         };
         bpf(PROG_TEST_RUN, &mut attributes)?;
         out.truncate(attributes.bytes_out as usize);
@@ -366,14 +368,7 @@ impl XdpProgram {
     /// `EINTR` if a signal came.
     pub fn run_live(&self, frame: &[u8], repeat: u32, batch_frames: u32) -> io::Result<()> {
         let mut attributes = LiveRun {
-            program: self.0.as_raw_fd().cast_unsigned(),
-            verdict: 0,
-            bytes_in: u32::try_from(frame.len()).unwrap_or(u32::MAX),
-            bytes_out: 0,
-            data_in: pointer(frame.as_ptr()),
-            data_out: 0,
-            repeat,
-            duration_ns: 0,
+            run: self.run_of(frame, repeat),
             context_bytes: [0; 2],
             contexts: [0; 2],
             flags: TEST_LIVE_FRAMES,

@@ -2,6 +2,7 @@
 
 pub mod assembler;
 pub mod attached;
+pub mod checksum;
 pub mod frame;
 pub mod kernel;
 pub mod offload;

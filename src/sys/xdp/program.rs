@@ -8,6 +8,7 @@
 use super::assembler::{
     Assembler, Condition, Helper, Instruction, Label, Operation, Register, Width,
 };
+use super::checksum;
 use super::kernel::XdpVerdict;
 use super::offload::{Field, LOAD_BITS, OffloadVerdict, SLIP_BITS};
 use super::siphash;
@@ -216,7 +217,7 @@ impl Offloader {
         self.asm.jump_if(AtLeast, R3, 224, self.pass);
         self.asm.jump_if(Equal, R3, 0, self.pass);
         self.sum(R9, (0..IPV4_HEADER).step_by(4));
-        self.fold();
+        checksum::fold(&mut self.asm);
         self.need_equal(R1, 0xffff);
         for (place, from) in [(TARGET, 16), (SOURCE, 12)] {
             self.asm.load(Word, R3, R9, from);
@@ -473,40 +474,19 @@ impl Offloader {
     /// The sum of the words at these offsets, in R1.
     fn sum(&mut self, base: Register, offsets: impl IntoIterator<Item = i16>) {
         self.asm.set(R1, 0);
-        self.add_words(base, offsets);
-    }
-
-    fn add_words(&mut self, base: Register, offsets: impl IntoIterator<Item = i16>) {
-        for offset in offsets {
-            self.asm.load(Word, R2, base, offset);
-            self.asm.add(R1, R2);
-        }
-    }
-
-    /// Folds R1 to the 16 bits of the Internet's checksum (RFC 1071).
-    fn fold(&mut self) {
-        self.asm.set(R2, R1);
-        self.asm.shift_right(R2, 32);
-        self.asm.set_word(R1, R1);
-        self.asm.add(R1, R2);
-        for _ in 0..3 {
-            self.asm.set(R2, R1);
-            self.asm.shift_right(R2, 16);
-            self.asm.and(R1, 0xffff);
-            self.asm.add(R1, R2);
-        }
+        checksum::add_words(&mut self.asm, base, offsets);
     }
 
     /// The sum of a datagram of a connect's length with its pseudo-header, in R1. What makes an
     /// IPv4 address a mapped one adds 0xffff, which is zero here.
     fn sum_datagram(&mut self) {
         self.sum(R9, (0..24).step_by(4));
-        self.add_words(R10, (SOURCE..SOURCE + 16).step_by(4));
-        self.add_words(R10, (TARGET..TARGET + 16).step_by(4));
+        checksum::add_words(&mut self.asm, R10, (SOURCE..SOURCE + 16).step_by(4));
+        checksum::add_words(&mut self.asm, R10, (TARGET..TARGET + 16).step_by(4));
         self.asm.load(Half, R2, R9, 4);
         self.asm.add(R1, R2);
         self.asm.add(R1, network16(17));
-        self.fold();
+        checksum::fold(&mut self.asm);
     }
 
     /// Goes to `other` unless the checksum is right: the kernel knows better, if the sender is a
@@ -611,7 +591,7 @@ impl Offloader {
         self.asm.store(Byte, R9, ip + 8, HOPS);
         self.asm.store(Half, R9, ip + 10, 0);
         self.sum(R9, (ip..0).step_by(4));
-        self.fold();
+        checksum::fold(&mut self.asm);
         self.asm.xor(R1, 0xffff);
         self.asm.store(Half, R9, ip + 10, R1);
         self.asm.jump(udp);

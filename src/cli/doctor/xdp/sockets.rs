@@ -66,7 +66,9 @@ pub(super) fn sockets(report: &HostReport, chosen: &[Chosen<'_>]) -> Finding {
     let each = counts.iter().map(|(name, queues)| {
         let without = queues.saturating_sub(XDP_QUEUES_MAX);
         let rest = if without > 0 { format!(", {without} without") } else { String::new() };
-        format!("{name}: {} queues with one{rest}", queues - without)
+        let with = queues - without;
+        let plural = if with == 1 { "" } else { "s" };
+        format!("{name}: {with} queue{plural} with one{rest}")
     });
     let fact = format!("{}; {} of locked memory", each.collect::<Vec<_>>().join("; "), size(bytes));
     let remedy = "LimitMEMLOCK=infinity in the unit (deploy/systemd/xdp-full.conf), CAP_IPC_LOCK \
