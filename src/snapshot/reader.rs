@@ -4,17 +4,17 @@
 
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 
-use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, FromZeros as _, IntoBytes};
 
 use super::format::{
     BLOCK_BYTES_MAX, BlockHead, END, ENTRY_BYTES, FOOTER_BYTES, Footer, HEAD_BYTES, HEADER_BYTES,
     Header, KIND_SESSIONS, KIND_SWARMS, KeyHead, MAGIC, RawHeader, SnapshotCounts, TableEntry,
-    TorrentHead, VERSION, VERSION_MIN,
+    VERSION, VERSION_MIN,
 };
+use super::payload::parse_torrent;
 use crate::access::passkey::Totals;
 use crate::access::sessions::{SavedKey, SavedSession};
-use crate::store::{SavedPeer, SavedPeerV4, TorrentPart};
+use crate::store::TorrentPart;
 
 /// Why a file is unusable.
 #[derive(Debug, thiserror::Error)]
@@ -313,7 +313,7 @@ impl<'a> Iterator for Torrents<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        let read = torrent(self.rest);
+        let read = parse_torrent(self.rest);
         self.rest = read.as_ref().map_or(&[], |(_, rest)| rest);
         let fault = || damaged("a torrent cannot be read", self.block.offset);
         Some(read.map(|(torrent, _)| torrent).ok_or_else(fault))
@@ -354,33 +354,13 @@ fn key(bytes: &[u8]) -> Option<(SavedKey<'_>, &[u8])> {
     Some((SavedKey { digest: head.digest, totals, sessions }, rest))
 }
 
-/// Parses a torrent from the front of `bytes`; returns it and the remaining bytes.
-fn torrent(bytes: &[u8]) -> Option<(TorrentPart<'_>, &[u8])> {
-    let (head, mut rest) = TorrentHead::ref_from_prefix(bytes).ok()?;
-    let (v4, v6) = (usize::from(head.v4.get()), usize::from(head.v6.get()));
-    let mut empty_s = 0;
-    if v4 + v6 == 0 {
-        let (seconds, behind) = U32::read_from_prefix(rest).ok()?;
-        (empty_s, rest) = (seconds.get(), behind);
-    }
-    let (v4, rest) = <[SavedPeerV4]>::ref_from_prefix_with_elems(rest, v4).ok()?;
-    let (v6, rest) = <[_]>::ref_from_prefix_with_elems(rest, v6).ok()?;
-    let sound = v4.iter().all(is_sound) && v6.iter().all(is_sound);
-    let (info_hash, completed) = (head.info_hash, head.completed.get());
-    sound.then_some((TorrentPart { info_hash, completed, empty_s, v4, v6 }, rest))
-}
-
-fn is_sound<const ENDPOINT: usize>(peer: &SavedPeer<ENDPOINT>) -> bool {
-    peer.state < SavedPeer::<ENDPOINT>::STATES
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
 
     use super::super::Writer;
     use super::*;
-    use crate::store::{ExportBatch, SavedTorrent};
+    use crate::store::{ExportBatch, SavedPeerV4, SavedTorrent};
     use crate::types::InfoHash;
 
     const HEADER: Header =
