@@ -5,7 +5,7 @@ use fastrand::Rng;
 
 use super::apply::apply;
 use super::choose::{Chosen, Requester, choose};
-use super::context::AnnounceContext;
+use super::context::{AnnounceContext, PeerSource};
 use super::evict::Shortage;
 use super::peer_list::{ApplyResult, PeerChange};
 use super::raw::Entry;
@@ -101,7 +101,7 @@ impl Store {
                     scope,
                     change: announce.change,
                     is_capped: announce.capped && scope == Scope::Public,
-                    restored: None,
+                    source: PeerSource::Announce,
                     budget: self.memory.of_shard(&totals.account),
                     keys: self.table.keys(),
                     random,

@@ -72,9 +72,13 @@ fn apply_v4(
             // evicted with the new peer.
             let on_probation = context.budget.is_short && completed == CompletedCount::NONE;
             let record = context.record(endpoint, role, on_probation);
-            let applied =
-                ApplyResult { after: Some(role), position: Some(0), ..ApplyResult::default() };
-            (Swarm::of_one_peer(record, completed, context.keys), applied)
+            let applied = ApplyResult {
+                after: Some(role),
+                position: Some(0),
+                completed: context.counts_at_join(),
+                ..ApplyResult::default()
+            };
+            (Swarm::of_one_peer(record, completed.after(&applied), context.keys), applied)
         }
         Swarm::Inline(record, completed) if record.endpoint == endpoint => {
             renew_inline(record, completed, context)

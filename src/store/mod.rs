@@ -14,7 +14,7 @@
 //! `host_counts` counts the peers of each host in a large swarm, `full_swarm` finds the peer to
 //! replace in a full one, and `memory` accounts for every byte. `expire` removes silent peers in
 //! small slices, `listing` makes lists for operators, `export` and `restore` are for snapshots.
-//! Every operation holds one shard's lock and no other lock.
+//! `merge` applies changes that were made at another node. Every operation holds one shard's lock and no other lock.
 
 mod announce;
 mod apply;
@@ -28,6 +28,7 @@ mod host_counts;
 mod large_swarm;
 mod listing;
 mod memory;
+mod merge;
 mod network_caps;
 mod peer;
 mod peer_list;
@@ -47,6 +48,7 @@ pub use expire::{ExpiryLimits, Sweeper};
 pub use export::{ExportBatch, SavedPeer, SavedPeerV4, SavedPeerV6, SavedTorrent, StoreExport};
 pub use listing::{ListedPeer, ListedTorrent, TorrentOrder};
 pub use memory::{Budget, MemoryUsage};
+pub use merge::{DeltaChange, MergeResult, PeerDelta, PeerState};
 pub use peer::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use peer_list::PeerChange;
 pub use restore::{RestoreCounts, RestoreOptions, TorrentPart};

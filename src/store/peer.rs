@@ -296,6 +296,30 @@ impl PeerMeta {
         Self(counted)
     }
 
+    /// The meta data of a state below 8 as in a snapshot, of a peer that announces now.
+    pub(super) fn of_state(state: u8, now: Now) -> Self {
+        Self(tick(now) << TICK_SHIFT | u16::from(state) & STATE & !PROBATION)
+    }
+
+    /// The same, its download counted if `counted`, or if it already was.
+    pub(super) fn with_count(self, counted: bool) -> Self {
+        Self(self.0 | if counted { COUNTED } else { 0 })
+    }
+
+    /// The meta data of a known peer after `other`, its copy from another node, which has arrived
+    /// later, and whether its download is to be counted: if it was there, and not here.
+    pub(super) fn replaced_by(self, other: Self) -> (Self, bool) {
+        let counts = other.0 & COUNTED != 0 && self.0 & COUNTED == 0;
+        let born = SEEDER | PAUSED_OR_BORN;
+        let was_leecher = self.0 & born != born;
+        let other_state = if other.role() == Role::Seeder && was_leecher {
+            other.0 & !PAUSED_OR_BORN
+        } else {
+            other.0
+        };
+        (Self(other_state | self.0 & (COUNTED | PROBATION)), counts)
+    }
+
     /// The meta data in a snapshot as of `at`: the state, and the age at that moment, whole ticks
     /// in seconds.
     pub(super) fn saved(self, at: Now) -> (u8, u16) {

@@ -247,9 +247,12 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         };
         let record = context.record(endpoint, role, on_probation);
         let position = self.insert(record, context.keys);
+        let completed = context.counts_at_join();
         ApplyResult {
             after: Some(role),
             position: Some(position),
+            completed,
+            is_witnessed: completed && self.has_witness(&endpoint, context.scope),
             replaced,
             ..ApplyResult::default()
         }
@@ -265,15 +268,17 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         let len = self.records().len();
         if context.is_capped && len >= HOSTS_COUNTED_FROM && Endpoint::<ADDRESS>::HAS_PREFIX {
             let placement = self.placement_by_host(endpoint, context.now, context.keys);
-            if placement != Placement::Own {
-                return placement;
+            match placement {
+                Placement::Own => {}
+                Placement::Of(_) if !context.may_replace() => return Placement::None,
+                placement => return placement,
             }
         }
         if len + others < context.budget.peers_max || len == 0 {
             return Placement::Own; // the first peer of its kind replaces no other
         }
-        if context.restored.is_some() {
-            return Placement::None; // peers in the swarm may have announced since
+        if !context.may_replace() {
+            return Placement::None;
         }
         Placement::Others
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use fastrand::Rng;
 
 use super::apply::apply;
-use super::context::AnnounceContext;
+use super::context::{AnnounceContext, PeerSource};
 use super::export::{SavedPeer, SavedPeerV4, SavedPeerV6};
 use super::peer::PeerMeta;
 use super::peer_list::PeerChange;
@@ -163,7 +163,7 @@ impl RestoreContext<'_, '_> {
             scope: Scope::of(address),
             change: PeerChange::Present { role: meta.role(), completed: false },
             is_capped: false,
-            restored: Some(meta),
+            source: PeerSource::Restored(meta),
             budget: self.store.memory.of_shard(&totals.account),
             keys: self.store.table.keys(),
             random: self.random,
