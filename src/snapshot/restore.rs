@@ -8,7 +8,7 @@ use fastrand::Rng;
 use super::reader::{Block, Snapshot, SnapshotError};
 use crate::access::passkey::PasskeyTable;
 use crate::access::sessions;
-use crate::store::{RestoreCounts, RestoreOptions, Store};
+use crate::store::{CompletedMerge, RestoreCounts, RestoreOptions, Store};
 use crate::time::Now;
 
 /// A running restore.
@@ -55,7 +55,12 @@ impl<R: Read + Seek> Restore<R> {
             store.restore_completed(self.snapshot.contents().completed);
             return Ok(false);
         }
-        let terms = RestoreOptions { at: self.at(), now, peer_age_s_max: self.peer_age_s_max };
+        let terms = RestoreOptions {
+            at: self.at(),
+            now,
+            peer_age_s_max: self.peer_age_s_max,
+            completed: CompletedMerge::Add,
+        };
         for torrent in self.block.torrents() {
             store.restore(terms, &torrent?, &mut self.random, &mut self.restored);
         }

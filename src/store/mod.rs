@@ -51,7 +51,7 @@ pub use memory::{Budget, MemoryUsage};
 pub use merge::{DeltaChange, MergeResult, PeerDelta, PeerState};
 pub use peer::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use peer_list::PeerChange;
-pub use restore::{RestoreCounts, RestoreOptions, TorrentPart};
+pub use restore::{CompletedMerge, RestoreCounts, RestoreOptions, TorrentPart};
 
 use crate::types::{Contact, InfoHash, PeerKind, Scope, ScrapeEntry};
 use choose::{Chosen, Requester, choose};

@@ -15,7 +15,7 @@ use super::export::{SavedPeer, SavedPeerV4, SavedPeerV6};
 use super::peer::PeerMeta;
 use super::peer_list::PeerChange;
 use super::swarm::{CompletedCount, Swarm, SwarmStats};
-use super::{Store, Stored};
+use super::{Store, Stored, add};
 use crate::time::Now;
 use crate::types::{Contact, InfoHash, Scope};
 
@@ -43,6 +43,19 @@ pub struct RestoreOptions {
     pub now: Now,
     /// Peers that have been silent for more seconds than this are not restored.
     pub peer_age_s_max: u32,
+    /// How counts of downloads are merged.
+    pub completed: CompletedMerge,
+}
+
+/// How a restored count of downloads is merged with that of a known torrent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompletedMerge {
+    /// Their sum: a snapshot, whose downloads were counted before those since the start. The totals
+    /// of the store do not change: see [`Store::restore_completed`].
+    Add,
+    /// The larger of the two: a copy from another node, which counted the same downloads. The
+    /// difference is added to the totals of the store.
+    Max,
 }
 
 /// The counts of a restore.
@@ -104,15 +117,23 @@ struct RestoreContext<'a, 't> {
 
 impl RestoreContext<'_, '_> {
     fn merge(&mut self, swarm: Swarm) -> Swarm {
-        let before = swarm.bytes();
+        let (before, completed_before) = (swarm.bytes(), swarm.completed().number());
         let keys = self.store.table.keys();
         let mut swarm = match swarm {
             Swarm::Empty { completed: CompletedCount::NONE, .. } => self.emptied(),
             other => {
-                let more = CompletedCount::of_saved(self.torrent.completed);
-                other.with_more_completed(more, keys)
+                let saved = self.torrent.completed;
+                let more = match self.terms.completed {
+                    CompletedMerge::Add => saved,
+                    CompletedMerge::Max => saved.saturating_sub(other.completed().number()),
+                };
+                other.with_more_completed(CompletedCount::of_saved(more), keys)
             }
         };
+        if self.terms.completed == CompletedMerge::Max {
+            let more = swarm.completed().number() - completed_before;
+            add(&self.store.totals[self.shard].completed, more.into());
+        }
         self.store.note_bytes(self.shard, before, swarm.bytes());
         let torrent = self.torrent;
         for peer in torrent.v4 {
@@ -145,7 +166,7 @@ impl RestoreContext<'_, '_> {
         address: IpAddr,
         peer: &SavedPeer<ENDPOINT>,
     ) -> Swarm {
-        let RestoreOptions { at, now, peer_age_s_max } = self.terms;
+        let RestoreOptions { at, now, peer_age_s_max, .. } = self.terms;
         let meta = PeerMeta::of_saved((peer.state, peer.age_s()), at, now);
         let Some(meta) = meta.filter(|it| it.age_s(now) <= peer_age_s_max) else {
             self.restored.expired += 1;
@@ -179,5 +200,37 @@ impl RestoreContext<'_, '_> {
             _ => self.restored.refused += 1,
         }
         swarm
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Options;
+
+    const NOW: Now = Now::from_s(1_800_000_000);
+
+    /// Restores counts one after the other; returns the torrent's count and that of the totals.
+    fn restored(completed: CompletedMerge, counts: &[u32]) -> (u32, u64) {
+        let store = Store::new(Options { shards: 2, seed: Some(1) });
+        let terms = RestoreOptions { at: NOW, now: NOW, peer_age_s_max: 3900, completed };
+        let info_hash = InfoHash([1; 20]);
+        for &completed in counts {
+            let part = TorrentPart { info_hash, completed, empty_s: 0, v4: &[], v6: &[] };
+            let (random, found) = (&mut Rng::with_seed(1), &mut RestoreCounts::default());
+            store.restore(terms, &part, random, found);
+        }
+        (store.scrape(&info_hash).completed, store.totals().completed)
+    }
+
+    #[test]
+    fn counts_of_a_snapshot_are_added_and_do_not_change_the_totals() {
+        assert_eq!(restored(CompletedMerge::Add, &[5, 3, 7]), (15, 0));
+    }
+
+    #[test]
+    fn of_counts_from_another_node_the_larger_stays_and_the_totals_follow() {
+        assert_eq!(restored(CompletedMerge::Max, &[5, 3, 7]), (7, 7));
+        assert_eq!(restored(CompletedMerge::Max, &[5, 5, 0]), (5, 5));
     }
 }

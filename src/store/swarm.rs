@@ -132,7 +132,7 @@ impl Swarm {
     }
 
     /// Downloads counted.
-    fn completed(&self) -> CompletedCount {
+    pub(super) fn completed(&self) -> CompletedCount {
         match self {
             Self::Empty { completed, .. } | Self::Inline(_, completed) => *completed,
             Self::SmallV4(block) => block.completed(),

@@ -9,8 +9,8 @@ use fastrand::Rng;
 use proptest::prelude::*;
 use skep::snapshot::{BLOCK_BYTES_MAX, Block, Snapshot, SnapshotError, VERSION};
 use skep::store::{
-    Budget, ExpiryLimits, ExportBatch, PeerChange, RestoreCounts, RestoreOptions, Role,
-    SavedPeerV4, SavedPeerV6, Store, StoreExport, Sweeper, TorrentPart,
+    Budget, CompletedMerge, ExpiryLimits, ExportBatch, PeerChange, RestoreCounts, RestoreOptions,
+    Role, SavedPeerV4, SavedPeerV6, Store, StoreExport, Sweeper, TorrentPart,
 };
 use skep::types::{Contact, PeerKind, WebPeer};
 
@@ -339,7 +339,12 @@ fn whom_the_tracker_would_not_store_is_not_restored() {
         v4: &[0, 1, 2].map(|port| SavedPeerV4::new([8, 8, 8, 8, 0, port], 0, 0)),
         v6: &[SavedPeerV6::new(mapped, 0, 0)],
     };
-    let terms = RestoreOptions { at: START, now: START, peer_age_s_max: 60 };
+    let terms = RestoreOptions {
+        at: START,
+        now: START,
+        peer_age_s_max: 60,
+        completed: CompletedMerge::Add,
+    };
     store.restore(terms, &torrent, &mut Rng::with_seed(1), &mut restored);
     assert_eq!((restored.peers, restored.refused), (1, 3));
     let (_, peers) = store.torrent(&hash(1), START, 0, 9).unwrap();
