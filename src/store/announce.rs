@@ -36,6 +36,9 @@ impl AnnounceResult {
         Self {
             stored: applied.stored,
             was_there: applied.before.is_some(),
+            state: applied.state,
+            is_changed: applied.before != applied.after || applied.completed,
+            is_completed: applied.completed,
             announced_s: applied.known.map(|meta| meta.announced_s(now)),
             ..SwarmStats::of(swarm).result()
         }

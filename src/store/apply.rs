@@ -74,6 +74,7 @@ fn apply_v4(
             let record = context.record(endpoint, role, on_probation);
             let applied = ApplyResult {
                 after: Some(role),
+                state: record.meta().state(),
                 position: Some(0),
                 completed: context.counts_at_join(),
                 ..ApplyResult::default()
@@ -175,6 +176,7 @@ fn renew_inline(
                 before,
                 known,
                 after: Some(meta.role()),
+                state: meta.state(),
                 position: Some(0),
                 completed: counts,
                 ..ApplyResult::default()

@@ -31,6 +31,13 @@ impl PeerState {
         (state < Self::STATES).then_some(Self(state))
     }
 
+    /// The state in meta data, whose other bits are cleared.
+    #[inline]
+    pub(super) fn of_meta(state: u16) -> Self {
+        let [_, state] = state.to_be_bytes();
+        Self(state % Self::STATES)
+    }
+
     /// The number of the state, below [`Self::STATES`].
     pub fn number(self) -> u8 {
         self.0
@@ -275,5 +282,30 @@ mod tests {
         let result = store.announce(NOW, &announce, &mut PeerBuffers::default(), random);
         assert!(result.was_there);
         assert_eq!(counts(&store), (1, 1, 1));
+    }
+
+    #[test]
+    fn an_announce_returns_the_state_and_whether_it_changed() {
+        let store = store();
+        let random = &mut Rng::with_seed(1);
+        let present = |role, completed| PeerChange::Present { role, completed };
+        let steps = [
+            (present(Role::Leecher, false), (0, true, false)),
+            (present(Role::Leecher, false), (0, false, false)),
+            (present(Role::Paused, false), (2, true, false)),
+            (present(Role::Seeder, true), (5, true, true)),
+            (present(Role::Seeder, true), (5, false, false)),
+            (PeerChange::Stopped, (0, true, false)),
+            (PeerChange::Stopped, (0, false, false)),
+            (present(Role::Seeder, false), (6, true, false)),
+        ];
+        let (address, contact) = ([8, 8, 8, 1].into(), Contact::Port(6881));
+        for (change, expected) in steps {
+            let announce =
+                PeerAnnounce { info_hash: &HASH, address, contact, change, capped: true };
+            let result = store.announce(NOW, &announce, &mut PeerBuffers::default(), random);
+            let found = (result.state.number(), result.is_changed, result.is_completed);
+            assert_eq!(found, expected, "{change:?}");
+        }
     }
 }

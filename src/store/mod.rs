@@ -230,6 +230,12 @@ pub struct AnnounceResult {
     pub created: bool,
     /// Whether the peer was in the swarm before.
     pub was_there: bool,
+    /// The peer's state, if it is in the swarm now.
+    pub state: PeerState,
+    /// Whether the peer joined, left or changed its role, or its download was counted.
+    pub is_changed: bool,
+    /// Whether this announce counted a download.
+    pub is_completed: bool,
 }
 
 /// info-hash → swarm.

@@ -18,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::merge::PeerState;
 use crate::time::Now;
 use crate::types::{PeerKind, Scope, WebPeer};
 
@@ -299,6 +300,12 @@ impl PeerMeta {
     /// The meta data of a state below 8 as in a snapshot, of a peer that announces now.
     pub(super) fn of_state(state: u8, now: Now) -> Self {
         Self(tick(now) << TICK_SHIFT | u16::from(state) & STATE & !PROBATION)
+    }
+
+    /// The state without probation, as in a snapshot.
+    #[inline]
+    pub(super) fn state(self) -> PeerState {
+        PeerState::of_meta(self.0 & STATE & !PROBATION)
     }
 
     /// The same, its download counted if `counted`, or if it already was.

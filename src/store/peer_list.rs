@@ -12,6 +12,7 @@
 use ahash::RandomState;
 
 use super::context::AnnounceContext;
+use super::merge::PeerState;
 use super::peer::{Endpoint, PeerMeta, PeerNetwork, PeerRecord, Role};
 use super::{Stored, full_swarm};
 use crate::time::Now;
@@ -67,6 +68,8 @@ pub(super) struct ApplyResult {
     pub(super) known: Option<PeerMeta>,
     /// The role it has, if the peer stays.
     pub(super) after: Option<Role>,
+    /// The state it has, if the peer stays.
+    pub(super) state: PeerState,
     /// The peer's position, if it stays.
     pub(super) position: Option<usize>,
     /// Whether a download was counted.
@@ -185,6 +188,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
                     before: Some(before),
                     known,
                     after: Some(role),
+                    state: meta.state(),
                     position: Some(position),
                     completed,
                     is_witnessed,
@@ -250,6 +254,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         let completed = context.counts_at_join();
         ApplyResult {
             after: Some(role),
+            state: record.meta().state(),
             position: Some(position),
             completed,
             is_witnessed: completed && self.has_witness(&endpoint, context.scope),
