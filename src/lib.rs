@@ -50,6 +50,7 @@ pub mod access_store;
 pub mod admin;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 pub mod config;
 pub mod counters;
 pub mod frontend;

@@ -32,7 +32,7 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
     ("limiter", &["types", "time", "random", "counters", "networks"]),
     ("tracker", &["types", "time", "random", "counters", "store", "limiter", "access"]),
     ("snapshot", &["types", "time", "store", "access"]),
-    ("cluster", &["types", "time", "random", "counters", "store"]),
+    ("cluster", &["types", "time", "store", "snapshot"]),
     ("frontend", &["types", "time", "random", "counters", "protocol", "access", "tracker"]),
     ("admin", &["types", "time", "access", "access_store", "tracker", "frontend"]),
     ("worker", &["types", "time", "random", "counters", "limiter", "frontend", "cluster", "sys"]),
