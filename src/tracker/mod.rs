@@ -14,6 +14,7 @@ use ipnet::IpNet;
 mod admit;
 mod client_stats;
 mod connect_slip;
+mod deltas;
 mod dual_stack;
 mod family_mix;
 mod listing;
@@ -40,6 +41,7 @@ pub use admit::{AdmitError, ConnectionWork};
 use client_stats::ClientCounter;
 pub use client_stats::{ClientShare, ClientStats};
 use connect_slip::ConnectSlip;
+pub use deltas::{DeltaReceiver, DeltaSender, delta_ring};
 pub use dual_stack::DualStackClients;
 pub use listing::{ListedPeer, ListedTorrent, Listing, Role, StoreTotals, TorrentOrder};
 pub use load::{BUSY_RATIO_CALM, BUSY_RATIO_FULL, Load};
@@ -153,6 +155,7 @@ pub struct Tracker {
     access: Option<access::Gate>,
     shedding: Shedding,
     connect_slip: ConnectSlip,
+    deltas: Option<DeltaSender>,
 }
 
 impl Tracker {
@@ -184,6 +187,7 @@ impl Tracker {
             access: None,
             shedding: Shedding::Nothing,
             connect_slip: ConnectSlip::default(),
+            deltas: None,
         }
     }
 
@@ -220,6 +224,12 @@ impl Tracker {
     #[must_use]
     pub fn with_load(self, load: Arc<Load>) -> Self {
         Self { load, ..self }
+    }
+
+    /// Sends the changes to peers that its announces make to the ring of `deltas`, for other nodes.
+    #[must_use]
+    pub fn with_deltas(self, deltas: DeltaSender) -> Self {
+        Self { deltas: Some(deltas), ..self }
     }
 
     /// Prefetches the memory for an announce of `info_hash`; see [`Store::prefetch`].
@@ -328,9 +338,7 @@ impl Tracker {
         self.source_window.note(now, announce.source);
         let numwant = announce.numwant.unwrap_or(options.numwant_default).min(options.numwant_max);
         let numwant = (numwant as usize).min(CHOICE_MAX);
-        limit(&mut room.v4, numwant * PeerKind::V4.bytes());
-        limit(&mut room.v6, numwant * PeerKind::V6.bytes());
-        limit(&mut room.web, numwant * PeerKind::Web.bytes());
+        limit_room(&mut room, numwant);
         let (source, address) =
             (announce.source, announce.address_override.unwrap_or(announce.source));
         let peer_announce = PeerAnnounce {
@@ -357,6 +365,9 @@ impl Tracker {
             && let Some(limiter) = &mut self.limiter
         {
             limiter.charge_stop(now, source);
+        }
+        if let Some(deltas) = &mut self.deltas {
+            deltas.note(now, &peer_announce, &result);
         }
         let stays = joins && result.stored == Stored::Yes;
         self.client_counter.note(now, window_s(options), announce, stays, result.announced_s);
@@ -500,6 +511,14 @@ fn interval_of_socket_s(usual_s: u32, stretch: u32, result: &AnnounceResult) -> 
 #[inline]
 fn doubled_if_not_stored(interval_s: u32, result: &AnnounceResult) -> u32 {
     if result.stored == Stored::Yes { interval_s } else { interval_s.saturating_mul(2) }
+}
+
+/// Limits the room for each kind of peers to `numwant` of them.
+#[inline]
+fn limit_room(room: &mut PeerBuffers<'_>, numwant: usize) {
+    limit(&mut room.v4, numwant * PeerKind::V4.bytes());
+    limit(&mut room.v6, numwant * PeerKind::V6.bytes());
+    limit(&mut room.web, numwant * PeerKind::Web.bytes());
 }
 
 fn limit(room: &mut &mut [u8], bytes: usize) {
