@@ -13,4 +13,5 @@ mod support;
 mod xdp_codec;
 mod xdp_frames;
 mod xdp_full;
+mod xdp_golden;
 mod xdp_offload;

@@ -1,7 +1,8 @@
 //! AF_XDP sockets beside ordinary ones, end to end: a worker in one network namespace, clients in
 //! another, and a pair of virtual interfaces between them.
 //!
-//! Needs `CAP_BPF`, `CAP_NET_ADMIN`, `CAP_NET_RAW` and `unshare`, and is skipped without them.
+//! Needs `CAP_BPF`, `CAP_NET_ADMIN`, `CAP_NET_RAW` and `unshare`, and is skipped without them; with
+//! `SKEP_REQUIRE_EXTERNAL=1` that is a failure.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -44,7 +45,7 @@ use skep::worker::xdp::{XdpPort, XdpPorts};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::namespaces::{self, ip, new_namespace, pass_all};
-use crate::support::{DEADLINE, eventually, leecher};
+use crate::support::{DEADLINE, eventually, leecher, skip};
 use crate::xdp_frames::{Frame, checksum, client, server};
 
 const KEY: [u8; 32] = [7; 32];
@@ -59,15 +60,15 @@ fn in_a_namespace(name: &str, test: impl FnOnce()) {
 }
 
 /// A second namespace, and a pair of interfaces: `skep0` here, `skep1` there.
-struct Wire {
+pub(crate) struct Wire {
     /// Ends when its input does.
-    holder: Child,
+    pub(crate) holder: Child,
     /// Its program, without which an interface of this kind takes nothing from a program.
     _there: XdpLink,
 }
 
 impl Wire {
-    fn new(queues: u32) -> Self {
+    pub(crate) fn new(queues: u32) -> Self {
         let holder = new_namespace();
         let id = holder.id();
         let sizes = format!("numtxqueues {queues} numrxqueues {queues}");
@@ -89,7 +90,7 @@ impl Wire {
     }
 
     /// A client's socket for the server's address of this family.
-    fn client(&self, source: SocketAddr) -> UdpSocket {
+    pub(crate) fn client(&self, source: SocketAddr) -> UdpSocket {
         let socket = within(&self.holder, || UdpSocket::bind(source).unwrap());
         socket.connect(server(if source.is_ipv4() { 4 } else { 6 })).unwrap();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -114,7 +115,7 @@ impl Drop for Wire {
 }
 
 /// Works in the namespace of a process.
-fn within<T: Send>(holder: &Child, work: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn within<T: Send>(holder: &Child, work: impl FnOnce() -> T + Send) -> T {
     let namespace = std::fs::File::open(format!("/proc/{}/ns/net", holder.id())).unwrap();
     let enter = || {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
@@ -222,7 +223,7 @@ fn ids() -> ConnectionIds {
 }
 
 /// A socket on a queue, which another may have had a moment ago.
-fn bind(queue: XskQueue) -> XskSocket {
+pub(crate) fn bind(queue: XskQueue) -> XskSocket {
     let (mut unbound, mut bound) = (UnboundXsk::open().ok(), None);
     eventually("the queue is free", || match unbound.take().unwrap().bind(queue) {
         Ok(socket) => {
@@ -239,7 +240,7 @@ fn bind(queue: XskQueue) -> XskSocket {
 }
 
 /// Queue 0 of the interface with the program.
-fn queue_of(mode: AttachMode) -> XskQueue {
+pub(crate) fn queue_of(mode: AttachMode) -> XskQueue {
     let zero_copy = mode == AttachMode::Native;
     XskQueue { interface: interface("skep0"), queue: 0, zero_copy }
 }
@@ -319,7 +320,7 @@ fn ask(client: &UdpSocket, request: &[u8]) -> Vec<u8> {
     receive(client)
 }
 
-fn receive(client: &UdpSocket) -> Vec<u8> {
+pub(crate) fn receive(client: &UdpSocket) -> Vec<u8> {
     let mut response = [0; 2048];
     let bytes = client.recv(&mut response).unwrap();
     response[..bytes].to_vec()
@@ -355,7 +356,7 @@ fn a_queue_has_one_socket_and_errors_name_their_cause() {
     let first = match UnboundXsk::open() {
         Ok(first) => first,
         Err(error @ (XskError::NotPermitted | XskError::LockedMemory)) => {
-            return eprintln!("skipped: {error}");
+            return skip(&error.to_string());
         }
         Err(error) => panic!("{error}"),
     };
@@ -563,7 +564,7 @@ fn sockets_are_replaced_while_requests_arrive() {
         let mut backends = vec![DatagramBackend::Mmsg];
         match probe() {
             Ok(()) => backends.push(DatagramBackend::Uring),
-            Err(error) => eprintln!("skipped: {error}"),
+            Err(error) => skip(&error.to_string()),
         }
         for backend in backends {
             let worker = Server::start_on(&gate, AttachMode::Native, backend);

@@ -1,7 +1,8 @@
 //! The program of the XDP offload, on single frames: BPF_PROG_TEST_RUN, which needs no interface.
 //! What leaves is compared with what the sockets' front end answers to the same datagram.
 //!
-//! Needs `CAP_BPF` and `CAP_NET_ADMIN`, and is skipped without them.
+//! Needs `CAP_BPF` and `CAP_NET_ADMIN`, and is skipped without them; with
+//! `SKEP_REQUIRE_EXTERNAL=1` that is a failure.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +26,7 @@ use skep::time::Now;
 use skep::tracker::Tracker;
 use skep::types::{Dropped, Family};
 
-use crate::support::{assert_passed, child_test};
+use crate::support::{assert_passed, child_test, skip};
 use crate::xdp_frames::{Frame, SOURCES_OF_NO_HOST, checksum, client, kinds, octets, server};
 
 /// What the kernel's clock is ahead of the tests' moment by: they begin in the middle of a bucket.
@@ -60,7 +61,7 @@ impl Setup {
         let (program, mut offload) = match loaded {
             Ok(loaded) => loaded,
             Err(LoadError::Map(error)) if error.raw_os_error() == Some(libc::EPERM) => {
-                eprintln!("skipped: programs for XDP take CAP_BPF and CAP_NET_ADMIN: {error}");
+                skip(&format!("programs for XDP take CAP_BPF and CAP_NET_ADMIN: {error}"));
                 return None;
             }
             Err(error) => panic!("{error}"),

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
+pub(crate) mod conversations;
 pub(crate) mod namespaces;
 pub(crate) mod seccomp;
 pub(crate) mod tcp_clients;
@@ -25,6 +26,14 @@ use skep::types::{AnnounceResponse, Event, Family, InfoHash, PeerId, ScrapeEntry
 
 /// How long anything may take before a test gives up on it: far longer than on the busiest host.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Says that something was not tested, or fails where CI asks for everything.
+#[track_caller]
+pub(crate) fn skip(why: &str) {
+    let required = std::env::var("SKEP_REQUIRE_EXTERNAL").is_ok_and(|it| it == "1");
+    assert!(!required, "{why}, and SKEP_REQUIRE_EXTERNAL=1 asks for it");
+    eprintln!("skipped: {why}");
+}
 
 /// Whether io_uring works here; says so where it does not.
 pub(crate) fn has_io_uring() -> bool {
