@@ -14,7 +14,7 @@ use crate::support::namespaces::{
     SERVER_V4, SERVER_V6, ServerNamespace, await_af_xdp_sockets, in_a_namespace, ip,
 };
 use crate::support::udp_load::Steady;
-use crate::support::{Client, Skep, backends, command, eventually, leecher, seeder, skip};
+use crate::support::{Client, Skep, backends, command, eventually, leecher, seeder};
 
 /// Announces a second.
 const RATE: u32 = 4_000;
@@ -515,7 +515,8 @@ fn sockets_leave_locked_memory_to_the_rings_of_workers() {
     let namespace = ServerNamespace::new();
     for (limit_mib, has_sockets) in [(8, false), (11, true)] {
         if rlimit::Resource::MEMLOCK.get_hard().unwrap() < limit_mib << 20 {
-            skip(&format!("{limit_mib} MiB of locked memory are more than this host allows"));
+            // Also in CI: a container's limit cannot be raised from inside. The other limit is tried.
+            eprintln!("skipped: {limit_mib} MiB of locked memory are more than this host allows");
             continue;
         }
         let skep = skep_command(&namespace, &[], &[("SKEP__UDP__XDP", "full")]);
