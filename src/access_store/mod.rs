@@ -118,6 +118,8 @@ pub struct Change {
     pub added: usize,
     /// Number of removed values.
     pub removed: usize,
+    /// Number of values that were there before and have another reason now.
+    pub changed: usize,
     /// Number of values after the change.
     pub entries: usize,
 }
@@ -279,17 +281,19 @@ impl AccessManager {
         let before = self.access.lists();
         let old = before.get(name);
         let (added, removed) = (list.count_not_in(old), old.count_not_in(&list));
-        let change = Change { name, added, removed, entries: list.len() };
+        let changed = list.count_with_other_reason(old);
+        let change = Change { name, added, removed, changed, entries: list.len() };
         let lists = Lists::clone(&before).with(name, Arc::new(list), configured);
         self.access.set_lists(lists);
         // An edit reads the file as well.
         self.failing.fetch_and(!bit(name), Ordering::Relaxed);
-        if added + removed > 0 || edit.is_some_and(|it| !it.add.is_empty()) {
+        if added + removed + changed > 0 || edit.is_some_and(|it| !it.add.is_empty()) {
             let (list, entries) = (name.label(), change.entries);
             let values = edit.map(edited_values).unwrap_or_default();
+            let changed = (changed > 0).then_some(changed);
             info!(
                 target: OPERATOR,
-                list, added, removed, entries, by = %who, %values, "list changed"
+                list, added, removed, changed, entries, by = %who, %values, "list changed"
             );
         }
         change

@@ -81,13 +81,14 @@ struct Changed {
     list: &'static str,
     added: usize,
     removed: usize,
+    changed: usize,
     entries: usize,
 }
 
 impl From<Change> for Changed {
     fn from(change: Change) -> Self {
-        let Change { name, added, removed, entries } = change;
-        Self { list: name.label(), added, removed, entries }
+        let Change { name, added, removed, changed, entries } = change;
+        Self { list: name.label(), added, removed, changed, entries }
     }
 }
 

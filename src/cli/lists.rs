@@ -245,19 +245,29 @@ fn add(name: ListName, options: &AddValuesOptions) -> Result<ExitCode, CommandEr
     let named = named(name.kind(), &options.values)?;
     let all: Vec<_> = named.iter().flat_map(|value| &value.values).collect();
     let mut client = options.admin.client()?;
-    let (mut added, mut entries) = (0, 0);
+    let (mut added, mut changed, mut entries) = (0, 0, 0);
     for values in all.chunks(VALUES_MAX) {
         let value = |value: &&String| json!({ "value": value, "reason": options.reason });
         let body = json!({ "add": values.iter().map(value).collect::<Vec<_>>() });
         let change = edit(&mut client, name, &body)?;
         added += change["added"].as_u64().unwrap_or_default();
+        // Absent in the response of an earlier version.
+        changed += change["changed"].as_u64().unwrap_or_default();
         entries = change["entries"].as_u64().unwrap_or_default();
     }
     let line = if options.json {
-        json::line(&json!({ "list": name.label(), "added": added, "entries": entries }))
+        let label = name.label();
+        json::line(&json!({
+            "list": label, "added": added, "changed": changed, "entries": entries
+        }))
     } else {
         let entries = count(entries, "value");
-        format!("{}: {added} added, {entries} in the list\n", name.label())
+        let edited = match (added, changed) {
+            (_, 0) => format!("{added} added"),
+            (0, _) => format!("{changed} changed"),
+            _ => format!("{added} added, {changed} changed"),
+        };
+        format!("{}: {edited}, {entries} in the list\n", name.label())
     };
     let mut output = ChangeOutput::default();
     output.print(&line);

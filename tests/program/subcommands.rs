@@ -329,9 +329,17 @@ fn lists_are_edited_in_force_at_once_and_in_their_file() {
     let (_, stdout, _) = ask(&skep, "deny networks list", &[]);
     assert_eq!(stdout, "203.0.113.0/24\ta flood\n2001:db8::/32\ta flood\n");
     let added = objects(&ask(&skep, "deny ports add", &["--json", "6882"]).1);
-    assert_eq!(added, [json!({ "list": "ports_deny", "added": 1, "entries": 1 })]);
+    let change = json!({ "list": "ports_deny", "added": 1, "changed": 0, "entries": 1 });
+    assert_eq!(added, [change]);
     let refused = Client::connect(skep.udp[0]).announce_refused(&leecher(1, 6882));
     assert!(refused.contains("port"), "{refused}");
+    let (_, stdout, _) = ask(&skep, "deny networks add", &["--reason", "another", networks[1]]);
+    assert_eq!(stdout, "networks_deny: 1 changed, 2 values in the list\n");
+    let networks_file = skep.folder().join("access/networks_deny.list");
+    fs::write(networks_file, format!("{} a flood\n{} a flood\n", networks[0], networks[1]))
+        .unwrap();
+    skep.signal("HUP");
+    skep.log_with("added=0 removed=0 changed=1 entries=2 by=reload");
     let (code, stdout, _) = ask(&skep, "deny networks remove", &[networks[0], "10.0.0.0/8"]);
     assert_eq!(code, Some(1));
     assert_eq!(stdout, "removed 203.0.113.0/24\nfailed  10.0.0.0/8: not in networks_deny\n");

@@ -186,6 +186,19 @@ impl AccessList {
         }
     }
 
+    /// Number of values that are on `other` as well, with another reason.
+    pub fn count_with_other_reason(&self, other: &Self) -> usize {
+        let differs = |value: ListValue, at: ReasonAt| {
+            other.get(&value).is_some_and(|reason| reason != self.reason(at))
+        };
+        match &self.table {
+            ValueTable::Torrents(them) => {
+                them.iter().filter(|it| differs(ListValue::Torrent(*it.0), *it.1)).count()
+            }
+            ValueTable::Others(them, _) => them.iter().filter(|it| differs(it.0, it.1)).count(),
+        }
+    }
+
     /// Whether a torrent is listed, and its reason.
     #[inline]
     pub(super) fn torrent(&self, info_hash: &InfoHash) -> Option<Option<&str>> {
