@@ -10,7 +10,7 @@ use crate::access_store as access;
 use crate::admin::Token;
 use crate::config::{
     AccessMode, Bytes, Config, ConnectionIdMac, LogFormat, LogLevel, MemoryCap, SnapshotMode,
-    SourceHeader, Xdp, XdpMode, XdpNeighbours,
+    SourceHeader, XdpMode, XdpNeighbours,
 };
 use crate::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use crate::frontend::origin::HopField;
@@ -62,8 +62,7 @@ fn xdp(config: &Config, keys: &LoadedKeys) -> XdpOptions {
     // SipHash uses the first half of a key.
     let half = |key: [u8; KEY_BYTES]| *key.first_chunk().unwrap_or(&[0; 16]);
     XdpOptions {
-        is_on: udp.xdp != Xdp::Off,
-        has_sockets: udp.xdp == Xdp::Full,
+        xdp: udp.xdp,
         interfaces: udp.xdp_interfaces.0.clone(),
         mode: match udp.xdp_mode {
             XdpMode::Auto => None,

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::config::XDP_INTERFACES_MAX;
 use crate::sys::xdp::kernel::LoadError;
 use crate::sys::xdp::socket::XskError;
 
@@ -20,6 +21,12 @@ pub(super) enum XdpError {
     /// No interface is named, and none carries an address that is served.
     #[error("no interface carries an address that is served, and no default route was found")]
     NoInterface,
+    /// More interfaces carry addresses that are served than may have the program; these do not.
+    #[error(
+        "the XDP program is on {XDP_INTERFACES_MAX} interfaces, the most there may be: not on {}",
+        .0.join(", ")
+    )]
+    TooMany(Vec<String>),
     /// Another program is on the interface.
     #[error("another XDP program is attached to {interface}{}", numbered(*program))]
     Busy {
@@ -67,6 +74,10 @@ impl XdpError {
             }
             Self::Queue { error, .. } => return remedy_of_queue(error),
             Self::NoInterface => return "name the interfaces in udp.xdp_interfaces",
+            Self::TooMany(_) => {
+                return "name those with the most traffic in udp.xdp_interfaces; the sockets serve \
+                        the others";
+            }
             Self::Busy { .. } => {
                 return "`bpftool net show` names it; end its process, or detach it by `ip link set \
                         dev INTERFACE xdp off`, or name other interfaces in udp.xdp_interfaces";
@@ -127,6 +138,7 @@ mod tests {
             XdpError::Set(system(libc::ENOMEM)),
             XdpError::Interfaces(system(libc::EAFNOSUPPORT)),
             XdpError::NoInterface,
+            XdpError::TooMany(vec!["eth4".into(), "eth5".into()]),
             XdpError::Busy { interface: "eth0".into(), program: Some(7) },
             XdpError::Queue { interface: "eth0".into(), error: XskError::NotPermitted },
             XdpError::Queue { interface: "eth0".into(), error: XskError::LockedMemory },
@@ -138,6 +150,7 @@ mod tests {
         remedies.dedup();
         assert_eq!(remedies.len(), errors.len());
         assert_eq!(attach(libc::EPERM).remedy(), errors[0].remedy());
-        assert_eq!(errors[5].to_string(), "another XDP program is attached to eth0 (number 7)");
+        assert!(errors[5].to_string().ends_with("not on eth4, eth5"), "{}", errors[5]);
+        assert_eq!(errors[6].to_string(), "another XDP program is attached to eth0 (number 7)");
     }
 }

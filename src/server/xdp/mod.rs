@@ -24,6 +24,7 @@ use ipnet::IpNet;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::access::lists::AccessList;
+use crate::config::Xdp;
 use crate::sys::clock::Clock;
 use crate::sys::xdp::kernel::AttachMode;
 use crate::sys::xdp::offload::{OffloadCounts, OffloadKeys};
@@ -37,10 +38,8 @@ pub(crate) use queues::{QUEUES_MAX, RINGS_BYTES};
 /// The part of the settings that the program follows.
 #[derive(Clone)]
 pub(crate) struct XdpOptions {
-    /// Whether the program is used.
-    pub(crate) is_on: bool,
-    /// Whether announces and scrapes go to AF_XDP sockets.
-    pub(crate) has_sockets: bool,
+    /// Whether the program is used, and AF_XDP sockets with it.
+    pub(crate) xdp: Xdp,
     /// The interfaces that get the program; none: see [`interfaces::chosen`].
     pub(crate) interfaces: Vec<String>,
     /// Where the program is to run; `None`: in the driver, or behind it if that fails.

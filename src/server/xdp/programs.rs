@@ -10,7 +10,7 @@ use super::error::{XdpError, is_busy};
 use super::maps::FollowedMaps;
 use super::queues::{Queues, sockets_max};
 use super::{XdpInputs, XdpOptions, interfaces};
-use crate::config::XDP_INTERFACES_MAX;
+use crate::config::{XDP_INTERFACES_MAX, Xdp};
 use crate::server::log::OPERATOR;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::interfaces::{HostInterfaces, index_of};
@@ -139,7 +139,7 @@ impl Programs {
             self.options = Some(inputs.options.clone());
             self.interfaces.values_mut().for_each(|it| it.retry_at_s = 0);
         }
-        if !inputs.options.is_on || self.listen.is_empty() {
+        if inputs.options.xdp == Xdp::Off || self.listen.is_empty() {
             self.problem = None;
             return self.set_wanted(&[]);
         }
@@ -166,7 +166,7 @@ impl Programs {
         // What is closed in this look is locked until workers have seen that.
         let mut open: usize = self.interfaces.values().map(|it| it.queues.count()).sum();
         let most = sockets_max(if self.has_rings { self.ports.len() } else { 0 });
-        let wanted = self.wanted(configured);
+        let (wanted, left_out) = self.wanted(configured);
         self.set_wanted(&wanted);
         self.keeps_chosen = host.is_ok();
         let loaded = self.load_missing(&wanted);
@@ -179,7 +179,7 @@ impl Programs {
             // No process receives what such a socket sends on the loopback interface.
             let mut loopbacks = self.host.addresses.iter().filter(|it| it.is_loopback);
             let is_loopback = loopbacks.any(|it| it.interface == *name);
-            let has_sockets = inputs.options.has_sockets && !is_loopback;
+            let has_sockets = inputs.options.xdp == Xdp::Full && !is_loopback;
             let before = interface.queues.count();
             let room = most.saturating_sub(open);
             interface.queues.follow(name, has_sockets, mode, &self.ports, room);
@@ -188,13 +188,18 @@ impl Programs {
         set.map_err(XdpError::Set)?;
         host.map_err(XdpError::Interfaces)?;
         loaded?;
-        if wanted.is_empty() { Err(XdpError::NoInterface) } else { Ok(()) }
+        match () {
+            () if wanted.is_empty() => Err(XdpError::NoInterface),
+            () if !left_out.is_empty() => Err(XdpError::TooMany(left_out)),
+            () => Ok(()),
+        }
     }
 
     /// The interfaces that are to have the program. One that was chosen for its addresses or routes
     /// stays until a reload, or until the interface is gone: to attach a program may interrupt a
-    /// link, and so take the route away for which the interface was chosen.
-    fn wanted(&self, configured: &[String]) -> Vec<String> {
+    /// link, and so take the route away for which the interface was chosen. Those over the limit
+    /// are apart.
+    fn wanted(&self, configured: &[String]) -> (Vec<String>, Vec<String>) {
         let mut wanted = Vec::from_iter(interfaces::chosen(configured, &self.listen, &self.host));
         let keeps = self.keeps_chosen && configured.is_empty();
         let is_kept = |it: &(&String, &Interface)| {
@@ -202,8 +207,8 @@ impl Programs {
         };
         let kept = self.interfaces.iter().filter(is_kept).map(|it| it.0.clone());
         wanted.extend(kept.collect::<Vec<_>>());
-        wanted.truncate(XDP_INTERFACES_MAX);
-        wanted
+        let left_out = wanted.split_off(wanted.len().min(XDP_INTERFACES_MAX));
+        (wanted, left_out)
     }
 
     /// Loads the programs that interfaces lack. Returns the last error.

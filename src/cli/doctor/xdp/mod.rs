@@ -19,9 +19,8 @@ use sockets::{CAP_NET_RAW, sockets};
 const OFFLOAD: Check = Check::new(
     "xdp.offload",
     "With udp.xdp = \"offload\" or \"full\" a program in the kernel answers connects and drops \
-     forged ids. Measured on veth, a connect costs a ninth of what it costs through a socket, and \
-     a forged datagram of a flood a tenth. Host firewalls do not see what it answers \
-     (docs/xdp.md).",
+     forged ids. Both cost less than through a socket: docs/performance.md has what was measured \
+     on veth. Host firewalls do not see what it answers (docs/xdp.md).",
 );
 const LOAD: Check = Check::new(
     "xdp.load",
