@@ -552,7 +552,7 @@ impl Node {
         for delta in leaves {
             self.store.merge(at.now, &delta, &mut self.random);
         }
-        self.complete.get_or_insert(at.wall_ms.saturating_mul(1_000_000));
+        let _ = self.complete.get_or_insert_with(|| at.wall_ms.saturating_mul(1_000_000));
         self.next_hello = at.now;
     }
 
