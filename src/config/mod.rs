@@ -7,6 +7,7 @@
 //! Only the server and the command line use [`Config`]. Other modules have options of their own.
 
 mod addresses;
+mod cluster;
 mod error;
 mod markdown;
 mod read;
@@ -23,6 +24,7 @@ use serde::Serialize;
 
 use read::{ValueContext, ValueError};
 
+pub use cluster::{NAME_CHARACTERS_MAX, ServerUrl, is_cluster_name};
 pub use error::{ConfigError, ConfigFinding, ConfigPlace, ConfigSeverity, ConfigTopic};
 pub use relations::token_fault;
 pub use source::{Assignment, ConfigReport, SettingsSource};
@@ -471,6 +473,55 @@ sections! {
         /// Seconds between two snapshots: what a crash loses at most. 0: only on a clean stop and
         /// on request.
         interval_s: u32 = 60, in 0..=86400 => live;
+    }
+
+    /// Several nodes with the same swarms. Each node answers from its own memory, and sends what
+    /// changes to the others through brokers (NATS).
+    cluster: Cluster {
+        /// URLs of brokers: tls://HOST:PORT, or nats://HOST:PORT without encryption. One that can
+        /// be reached is used; the others are tried when it fails. Empty: this node is alone.
+        servers: Vec<ServerUrl> = Vec::new();
+        /// The name of the cluster, the same on every node: 1 to 32 characters out of a-z, 0-9 and
+        /// -. Clusters with different names may share brokers.
+        name: String = "skep".to_owned();
+        /// The name of this node, different on every node: 1 to 32 characters out of a-z, 0-9 and
+        /// -. Empty: the name of the host, with other characters replaced.
+        node: String = String::new();
+        /// File with the secret that messages are authenticated with, the same on every node: at
+        /// least 32 bytes. `openssl rand -hex 32` makes one. Needed if servers are set.
+        secret_file: String = String::new();
+        /// File with a JWT and its key (.creds), as `nsc` writes it. Empty: none.
+        credentials_file: String = String::new();
+        /// User at the brokers. Empty: none.
+        user: String = String::new();
+        /// File with the password of that user.
+        password_file: String = String::new();
+        /// File with the seed of an nkey (SU…). Empty: none.
+        nkey_file: String = String::new();
+        /// PEM file with the certificates of the authorities that brokers are verified with.
+        /// Empty: those of the host.
+        ca: String = String::new();
+        /// PEM file with the certificate that this node shows to brokers. Empty: none.
+        certificate: String = String::new();
+        /// PEM file with that certificate's private key.
+        key: String = String::new();
+        /// Whether nats:// may be used to hosts other than this one, which shows addresses and
+        /// info-hashes, and the password, to everybody on the path: for networks that are
+        /// encrypted themselves.
+        insecure: bool = false;
+        /// Milliseconds for which changes are collected before they are sent.
+        flush_ms: u32 = 50, in 1..=1000;
+        /// Most bytes of changes that wait to be sent while no broker can be reached, or a slow
+        /// one. The oldest are dropped beyond it; other nodes then ask for what they missed.
+        queue: Bytes = Bytes(16 << 20), in 65536..=1073741824;
+        /// Seconds after which a node that starts serves as ready, although it has not received
+        /// everything from another one.
+        join_timeout_s: u32 = 60, in 1..=3600;
+        /// Bytes a second with which this node sends its swarms to one that starts.
+        join_rate: Bytes = Bytes(100_000_000), in 65536..=10737418240;
+        /// Whether peers with private and loopback addresses are sent to other nodes, which is of
+        /// use only if all nodes and their clients are in one network.
+        replicate_private: bool = false;
     }
 
     /// The listener for operators: /metrics, /livez, /readyz, /startupz, /stats, /api/v1.

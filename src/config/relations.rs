@@ -55,6 +55,7 @@ impl Config {
         }
         all.extend(self.interval_conflicts());
         all.extend(self.xdp_conflicts());
+        all.extend(self.cluster_conflicts());
         all
     }
 
@@ -135,6 +136,7 @@ impl Config {
                         are false; remedy: set one of them to true, or leave it empty";
             warnings.push(ConfigFinding::warning(text).about("tls.listen"));
         }
+        warnings.extend(self.cluster_warnings(faulty.contains("cluster.servers")));
         warnings.extend(self.exposures());
         let from = |section| if self.is_own(section) { section } else { "server" };
         for (kind, section, addresses) in [

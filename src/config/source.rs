@@ -380,7 +380,7 @@ impl ConfigReport {
 }
 
 /// Settings that are paths of files to read.
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 17] = [
     "udp.key_file",
     "tls.certificate",
     "tls.key",
@@ -391,6 +391,13 @@ const PATHS: [&str; 10] = [
     "access.clients_allow",
     "access.clients_deny",
     "access.ports_deny",
+    "cluster.secret_file",
+    "cluster.credentials_file",
+    "cluster.password_file",
+    "cluster.nkey_file",
+    "cluster.ca",
+    "cluster.certificate",
+    "cluster.key",
 ];
 
 /// Whether the value of a setting must not be shown.

@@ -209,6 +209,40 @@ const BAD_FILES: &[(&str, &str, &str)] = &[
     ("[http]\nlisten = [\"127.0.0.1:6970\"]\n", "2:1", "admin.listen: 127.0.0.1:6970 is in"),
     (LONG_UNIX_SOCKET, "2:1", "http.unix_socket: has 108 bytes; a socket's path may have 107"),
     ("[http]\nsource_header = \"via\"\n", "2:17", "\"x-real-ip\""),
+    ("[cluster]\nservers = [\"a\"]\n", "2:12", "did you mean \"tls://a:4222\"?"),
+    ("[cluster]\nservers = \"nats://me:short-secret@a:1\"\n", "2:11", "@a:1\" has credentials in"),
+    (
+        "[cluster]\nservers = [\"nats://me:short-secret@a:1\"]\n",
+        "2:12",
+        "@a:1\" has credentials in",
+    ),
+    ("[cluster]\nservers = [\"tls://a:1\"]\n", "2:1", "secret_file: is empty, but cluster.servers"),
+    ("[cluster]\nservers = [\"tls://a:1\"]\n", "2:1", "remedy: make one (openssl rand -hex 32 >"),
+    (
+        "[cluster]\nservers = [\"nats://a:1\"]\nsecret_file = \"/s\"\n",
+        "2:1",
+        "nats://a:1 is reached over a network without encryption",
+    ),
+    (
+        "[cluster]\nservers = [\"tls://a:1\", \"tls://a:1\"]\nsecret_file = \"/s\"\n",
+        "2:1",
+        "tls://a:1 is listed twice",
+    ),
+    ("[cluster]\nname = \"a.b\"\n", "2:1", "\"a.b\" is not a name of 1 to 32 characters"),
+    ("[cluster]\nnode = \"Node\"\n", "2:1", "cluster.node: \"Node\" is not a name of 1 to 32"),
+    ("[cluster]\nname = \"\"\n", "2:1", "cluster.name: \"\" is not a name of 1 to 32"),
+    ("[cluster]\nuser = \"me\"\n", "2:1", "password_file: is empty, but cluster.user is set"),
+    ("[cluster]\npassword_file = \"/p\"\n", "2:1", "user: is empty, but cluster.password_file is"),
+    ("[cluster]\ncertificate = \"/c\"\n", "2:1", "cluster.key: is empty, but cluster.certificate"),
+    ("[cluster]\nkey = \"/k\"\n", "2:1", "cluster.certificate: is empty, but cluster.key is set"),
+    (
+        "[cluster]\ncredentials_file = \"/c\"\nuser = \"me\"\npassword_file = \"/p\"\n",
+        "3:1",
+        "cluster.user: is set, and so is cluster.credentials_file: a broker takes",
+    ),
+    ("[cluster]\nnkey_file = \"/n\"\ncredentials_file = \"/c\"\n", "2:1", "nkey_file: is set, and"),
+    ("[cluster]\nflush_ms = 0\n", "2:12", "0 is out of bounds; allowed: 1 to 1000"),
+    ("[cluster]\nqueue = \"1KiB\"\n", "2:9", "allowed: \"64KiB\" to \"1GiB\""),
     ("[log]\nlevel = \"loud\"\n", "2:9", "\"warn\""),
     ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1", "duplicate key"),
     ("[log\n", "1:5", "unclosed table"),
@@ -342,6 +376,35 @@ fn networks_are_written_with_or_without_a_prefix_length() {
 }
 
 #[test]
+fn brokers_are_a_list_of_urls() {
+    let with = |pairs: &[(&str, &str)]| {
+        let name = |key: &str| format!("SKEP__CLUSTER__{key}");
+        let environment = pairs.iter().map(|it| (name(it.0), it.1.into())).collect();
+        SettingsSource { environment, ..SettingsSource::default() }
+    };
+    let secret = ("SECRET_FILE", "/s");
+    let servers = |text: &str| with(&[("SERVERS", text), secret]).load().unwrap().cluster.servers;
+    let read: Vec<_> = servers("nats://127.0.0.1:1, tls://[2001:DB8::1]:2")
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(read, ["nats://127.0.0.1:1", "tls://[2001:db8::1]:2"]);
+    assert_eq!(servers("[\"nats://localhost:1\"]").len(), 1);
+    let open = [("SERVERS", "nats://nats:4222"), secret];
+    let error = with(&open).load().unwrap_err().to_string();
+    assert!(error.starts_with("SKEP__CLUSTER__SERVERS: cluster.servers: nats://nats"), "{error}");
+    let allowed = [open[0], secret, ("INSECURE", "true")];
+    assert!(with(&allowed).load().is_ok());
+    let unused = [("SERVERS", "nats://127.0.0.1:1"), secret, ("CA", "/ca.pem")];
+    let findings = with(&unused).judge().findings;
+    assert!(findings.len() == 1 && !findings[0].is_fault(), "{findings:?}");
+    assert!(findings[0].to_string().contains("begins with nats://; remedy: write tls://"));
+    // The first that is wrong with a server says so alone, not what else is unused.
+    let faulty = [("SERVERS", "nats:127.0.0.1"), secret];
+    assert_eq!(with(&faulty).judge().findings.len(), 1);
+}
+
+#[test]
 fn an_ipv4_address_in_the_form_of_ipv6_is_one_of_ipv4() {
     let listen = |text: &str| variable("SKEP__SERVER__LISTEN", text).load();
     let read = listen("[::ffff:127.0.0.1]:7,[::ffff:0.0.0.0]:8,[::1]:9").unwrap();
@@ -393,6 +456,7 @@ fn what_may_have_been_meant_otherwise_is_warned_of() {
         ("SKEP__HTTP__LISTEN", "[::]:7,[::1]:7", "HTTP is served over IPv6 alone: [::]:7 does"),
         ("SKEP__HTTP__TRUSTED_PROXIES", "10.0.0.1,0.0.0.0/0", "lists every address: every client"),
         ("SKEP__TRACKER__IP_OVERRIDE_FROM", "::/0", "remedy: list your own addresses alone"),
+        ("SKEP__CLUSTER__SECRET_FILE", "/x", "in no cluster: cluster.servers is empty; remedy:"),
         ("SKEP__ADMIN__LISTEN", "0.0.0.0:7", "0.0.0.0:7 is every address of this host: whoever"),
     ] {
         let all = warnings(&variable(name, text));
