@@ -12,6 +12,7 @@ use crate::config::{
     AccessMode, ConfigError, ConfigFinding, ConfigPlace, ConfigReport, ConfigTopic, SettingsSource,
     SnapshotMode,
 };
+use crate::server::cluster::ClusterOptions;
 use crate::server::sockets::listeners;
 use crate::server::state_directory;
 use crate::server::{StartError, Validity, confine, options};
@@ -42,6 +43,7 @@ pub(super) fn warnings(report: &ConfigReport) -> Vec<ConfigFinding> {
     let user = user(&mut report);
     certificate(&mut report, user.as_ref());
     unix_sockets(&mut report, user.as_ref());
+    ClusterOptions::warnings(&report.config).into_iter().for_each(|it| report.add(it));
     report.findings.retain(|it| !it.is_fault());
     report.findings
 }
@@ -68,6 +70,7 @@ pub(super) fn with_all_faults(error: StartError, mut report: ConfigReport) -> St
 fn judge_what_is_named(report: &mut ConfigReport) -> Option<Validity> {
     let user = user(report);
     key(report);
+    cluster(report);
     {
         // Lists and the state directory are accessed as the user to change to.
         let _acting = confine::act_as(user.as_ref());
@@ -116,6 +119,15 @@ fn key(report: &mut ConfigReport) {
         let fault = ConfigFinding::fault(error.to_string());
         // The variable overrides the file, and the text names it.
         report.add(if in_environment { fault } else { fault.about("udp.key_file") });
+    }
+}
+
+/// The files of the cluster. Without a fault in the list of brokers, they are needed.
+fn cluster(report: &mut ConfigReport) {
+    for finding in ClusterOptions::findings(&report.config) {
+        if !finding.key.as_deref().is_some_and(|it| report.is_faulty(it)) {
+            report.add(finding);
+        }
     }
 }
 

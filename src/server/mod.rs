@@ -7,6 +7,7 @@
 //! | `context` | state that all parts share |
 //! | `sockets` | binds, inherits and hands over |
 //! | `workers` | the threads that serve |
+//! | `cluster` | the thread that exchanges changes with other nodes |
 //! | `control` | the thread for signals, reloads, admin pages, the orderly end |
 //! | `metrics` | values for Prometheus and the statistics page |
 //! | `snapshots` | saves and restores |
@@ -21,6 +22,7 @@
 mod admin_address;
 mod certificate;
 mod check;
+mod cluster;
 mod confine;
 mod context;
 mod control;
