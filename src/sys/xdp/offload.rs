@@ -105,6 +105,8 @@ pub(super) enum Field {
     ActiveEnd,
     Staging,
     StagingEnd,
+    /// 1 if there is a staging key: a forged id costs a second MAC then.
+    HasStaging,
     Seed,
     SeedEnd,
     /// Nanoseconds that a response adds to a load; 0: no limit.
@@ -134,7 +136,7 @@ impl OffloadSettings {
             [half(0), half(8)]
         };
         let [active, active_end] = halves(self.keys.active);
-        let [staging, staging_end] = halves(self.keys.staging.unwrap_or(self.keys.active));
+        let [staging, staging_end] = halves(self.keys.staging.unwrap_or_default());
         let (interval, burst) = self.limit.map_or((0, 0), |(rate, burst)| {
             let interval = 1_000_000_000 / u64::from(rate.max(1));
             (interval, interval * u64::from(burst.max(1)))
@@ -145,6 +147,7 @@ impl OffloadSettings {
             active_end,
             staging,
             staging_end,
+            u64::from(self.keys.staging.is_some()),
             self.seed[0],
             self.seed[1],
             interval,

@@ -383,7 +383,7 @@ impl Offloader {
     }
 
     fn check_id(&mut self) {
-        let (genuine, expired) = (self.asm.label(), self.asm.label());
+        let (genuine, expired, forged) = (self.asm.label(), self.asm.label(), self.asm.label());
         self.asm.load(Double, R3, R9, 8);
         self.asm.swap_to_network_order(R3, 64);
         self.asm.store(Double, R10, ID, R3);
@@ -396,14 +396,11 @@ impl Offloader {
         self.asm.store(Double, R10, BACK, R1);
         self.asm.arithmetic(Operation::Subtract, R0, R1);
         self.asm.store(Double, R10, BUCKET, R0);
-        for (key, end) in [(Field::Active, Field::ActiveEnd), (Field::Staging, Field::StagingEnd)] {
-            self.asm.load(Double, R5, R10, BUCKET);
-            self.mac(key, end);
-            self.asm.load(Double, R1, R10, ID);
-            self.asm.xor(R0, R1);
-            self.asm.shift_right(R0, BUCKET_BITS);
-            self.asm.jump_if(Equal, R0, 0, genuine);
-        }
+        self.go_if_issued(Field::Active, Field::ActiveEnd, genuine);
+        self.asm.load(Double, R3, R6, Field::HasStaging.offset());
+        self.asm.jump_if(Equal, R3, 0, forged);
+        self.go_if_issued(Field::Staging, Field::StagingEnd, genuine);
+        self.asm.place(forged);
         self.drop_as(OffloadVerdict::ForgedId);
         self.asm.place(genuine);
         self.asm.load(Double, R1, R10, BACK);
@@ -412,6 +409,16 @@ impl Offloader {
         self.finish(OffloadVerdict::PassedGenuine, XdpVerdict::Pass);
         self.asm.place(expired);
         self.drop_as(OffloadVerdict::ExpiredId);
+    }
+
+    /// Goes to `genuine` if the id is the one that a key gives.
+    fn go_if_issued(&mut self, key: Field, key_end: Field, genuine: Label) {
+        self.asm.load(Double, R5, R10, BUCKET);
+        self.mac(key, key_end);
+        self.asm.load(Double, R1, R10, ID);
+        self.asm.xor(R0, R1);
+        self.asm.shift_right(R0, BUCKET_BITS);
+        self.asm.jump_if(Equal, R0, 0, genuine);
     }
 
     /// Redirects a frame to the AF_XDP socket of its receive queue, if there is one and it takes
