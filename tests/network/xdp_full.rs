@@ -562,6 +562,8 @@ fn sockets_are_replaced_while_requests_arrive() {
         let wire = Wire::new(1);
         let gate = Gate::new(AttachMode::Native, 1, false);
         let mut backends = vec![DatagramBackend::Mmsg];
+        // The probe sends over it.
+        ip("link set lo up");
         match probe() {
             Ok(()) => backends.push(DatagramBackend::Uring),
             Err(error) => skip(&error.to_string()),
