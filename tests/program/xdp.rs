@@ -515,7 +515,7 @@ fn sockets_leave_locked_memory_to_the_rings_of_workers() {
     let namespace = ServerNamespace::new();
     for (limit_mib, has_sockets) in [(8, false), (11, true)] {
         if rlimit::Resource::MEMLOCK.get_hard().unwrap() < limit_mib << 20 {
-            // Also in CI: a container's limit cannot be raised from inside. The other limit is tried.
+            // Also in CI: a container's limit cannot be raised from inside.
             eprintln!("skipped: {limit_mib} MiB of locked memory are more than this host allows");
             continue;
         }

@@ -1,5 +1,6 @@
 //! Golden bytes: conversations as text, one file a case, replayed through the front end that every
-//! worker runs, and over the network. What a file says is what clients see, byte for byte; the file's name is the case.
+//! worker runs, and over the network. What a file says is what clients see, byte for byte; the
+//! file's name is the case.
 //!
 //! ```text
 //! from 198.51.100.1:6881      who sends what follows

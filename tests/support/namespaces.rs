@@ -21,7 +21,8 @@ pub(crate) const SERVER_V6: &str = "fd00:9::1";
 pub(crate) const CLIENT_V4: &str = "10.9.0.2";
 
 /// Runs a test again in a process that is in a new network namespace, the client's: true in that
-/// process. Says why where that is not possible, or fails where CI asks for all. `module` is the test's `module_path!()`.
+/// process. Says why where that is not possible, or fails where CI asks for all. `module` is the
+/// test's `module_path!()`.
 pub(crate) fn in_a_namespace(module: &str, test: &str) -> bool {
     if std::env::var_os(CHILD).is_some() {
         return true;
