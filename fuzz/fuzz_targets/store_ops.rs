@@ -6,6 +6,8 @@
 //! operation  2..0 what the peer does, or: 5 time passes, 6 a sweep, 7 a scrape and all lists
 //!            6 the peer's host is under the cap; a sweep: the budget is `port` KiB from now on
 //!            7 the peer is a WebRTC one, named by address and port
+//!            3 the peer announced to another node; 4 its download was counted there, in the state
+//!            of `port`
 //! ```
 #![no_main]
 
@@ -17,8 +19,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fastrand::Rng;
 use libfuzzer_sys::fuzz_target;
-use model::{LIMITS, Model, Torrent, announce_both, compare_lists};
-use skep::store::{Budget, Options, PeerAnnounce, PeerChange, Role, Store, Sweeper};
+use model::{LIMITS, Model, Torrent, announce_both, compare_lists, merge_both};
+use skep::store::{
+    Budget, DeltaChange, Options, PeerAnnounce, PeerChange, PeerDelta, PeerState, Role, Store,
+    Sweeper,
+};
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, WebPeer};
 
@@ -55,6 +60,21 @@ fn change(operation: u8) -> Option<PeerChange> {
         4 => Some(PeerChange::Stopped),
         _ => None,
     }
+}
+
+/// The change that another node sends, if the operation is one.
+fn delta(visit: &PeerAnnounce<'_>, operation: u8) -> Option<PeerDelta> {
+    let Contact::Port(port) = visit.contact else { return None };
+    if operation & 8 == 0 {
+        return None;
+    }
+    let state = PeerState::new(port.to_be_bytes()[1] % PeerState::STATES)?;
+    let change = match visit.change {
+        PeerChange::Stopped => DeltaChange::Left,
+        _ => DeltaChange::Present { state, completed: operation & 0x10 != 0 },
+    };
+    let (info_hash, address, is_exempt) = (*visit.info_hash, visit.address, !visit.capped);
+    Some(PeerDelta { info_hash, address, port, change, is_exempt })
 }
 
 /// Most seconds without a sweep. Stamps wrap after nine hours, and the server sweeps every minute.
@@ -97,7 +117,11 @@ fuzz_target!(|input: &[u8]| {
                 let (info_hash, address) = (&info_hash, address(from));
                 let capped = operation & 0x40 != 0;
                 let visit = PeerAnnounce { info_hash, address, contact, change, capped };
-                announce_both(&pair.store, &mut pair.model, pair.now, &visit, &mut random);
+                let Pair { store, model, now, .. } = &mut pair;
+                match delta(&visit, operation) {
+                    Some(delta) => merge_both(store, model, *now, &delta, &mut random),
+                    None => announce_both(store, model, *now, &visit, &mut random),
+                }
             }
             (None, 5) => pair.pass_time(u64::from(port) * 16),
             (None, 6) => {

@@ -7,8 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use fastrand::Rng;
 use skep::store::{
-    AnnounceResult, ExpiryLimits, ListedTorrent, PeerAnnounce, PeerBuffers, PeerChange, Role,
-    Store, StoreTotals, Stored, TICK_S, TorrentOrder,
+    AnnounceResult, DeltaChange, ExpiryLimits, ListedTorrent, MergeResult, PeerAnnounce,
+    PeerBuffers, PeerChange, PeerDelta, PeerState, Role, Store, StoreTotals, Stored, TICK_S,
+    TorrentOrder,
 };
 use skep::time::Now;
 use skep::types::{Contact, Family, InfoHash, PeerKind, Scope, ScrapeEntry};
@@ -112,6 +113,20 @@ pub(crate) struct Known {
     pub(crate) announced_s: u64,
     /// Whether it joined while memory was short, and has not come back in better times.
     pub(crate) unproven: bool,
+}
+
+impl Known {
+    /// A peer in this state that announces now: see `SavedPeer::state`.
+    fn of_state(state: PeerState, now: Now) -> Self {
+        let (role, was_leecher) = match state.number() & 6 {
+            0 => (Role::Leecher, true),
+            2 => (Role::Paused, true),
+            4 => (Role::Seeder, true),
+            _ => (Role::Seeder, false),
+        };
+        let counted = state.number() & 1 != 0;
+        Self { role, was_leecher, counted, announced_s: now.seconds(), unproven: false }
+    }
 }
 
 #[derive(Default)]
@@ -226,6 +241,43 @@ impl Model {
         let counts = torrent.counts();
         if torrent.is_vacant() {
             self.torrents.remove(visit.info_hash);
+        }
+        counts
+    }
+
+    /// Applies a change from another node that is stored; `is_short` tells whether memory is.
+    fn merge_when(&mut self, is_short: bool, now: Now, delta: &PeerDelta) -> ScrapeEntry {
+        let torrent = self.torrents.entry(delta.info_hash).or_default();
+        let who = Who::At(delta.address, delta.port);
+        let before = torrent.peers.get(&who).copied();
+        match delta.change {
+            DeltaChange::Left => {
+                torrent.peers.remove(&who);
+            }
+            DeltaChange::Present { state, completed } => {
+                let mut known = Known::of_state(state, now);
+                known.counted |= completed;
+                known.unproven = is_short && before.is_none_or(|it| it.unproven);
+                let counts = match before {
+                    Some(before) => known.counted && !before.counted,
+                    None => completed,
+                };
+                known.counted |= before.is_some_and(|it| it.counted);
+                known.was_leecher |= before.is_some_and(|it| it.was_leecher);
+                torrent.peers.insert(who, known);
+                if counts {
+                    torrent.completed += 1;
+                    torrent.outlives = torrent.outlives.max(torrent.outlives(who));
+                    self.completed += 1;
+                }
+            }
+        }
+        if before.is_some() && torrent.peers.is_empty() {
+            torrent.empty_since_s = now.seconds();
+        }
+        let counts = torrent.counts();
+        if torrent.is_vacant() {
+            self.torrents.remove(&delta.info_hash);
         }
         counts
     }
@@ -453,6 +505,38 @@ pub(crate) fn announce_both(
         assert_eq!(handed.len(), expected, "exactly as many as there are");
         assert_eq!(handed.into_iter().collect::<BTreeSet<_>>().len(), expected, "distinct");
     }
+}
+
+/// Merges a change from another node into both, and compares the torrent. The store may refuse a
+/// peer, but evicts and replaces nobody.
+pub(crate) fn merge_both(
+    store: &Store,
+    model: &mut Model,
+    now: Now,
+    delta: &PeerDelta,
+    random: &mut Rng,
+) {
+    let (is_short, usage) = (store.is_short_of_memory(), store.usage());
+    let result = store.merge(now, delta, random);
+    assert_eq!(store.usage().evicted, usage.evicted, "a merge evicts nothing");
+    // The merge itself may make it so.
+    let is_short = is_short || store.is_short_of_memory();
+    let known = model.torrents.get(&delta.info_hash);
+    let counts = if result == MergeResult::NotStored {
+        let may_refuse = usage.bytes_max > 0 || model.peers_max > 0 || !delta.is_exempt;
+        let is_known =
+            known.is_some_and(|it| it.peers.contains_key(&Who::At(delta.address, delta.port)));
+        assert!(delta.port <= 1 || may_refuse && !is_known, "{delta:?}");
+        assert!(delta.port <= 1 || delta.change != DeltaChange::Left, "{delta:?}");
+        known.map(Torrent::counts).unwrap_or_default()
+    } else {
+        let counts = model.merge_when(is_short, now, delta);
+        model.forget_count(store, &delta.info_hash);
+        counts
+    };
+    let is_forgotten = !model.torrents.contains_key(&delta.info_hash);
+    let expected = if is_forgotten { ScrapeEntry::default() } else { counts };
+    assert_eq!(store.scrape(&delta.info_hash), expected, "{delta:?}");
 }
 
 /// Compares every kind of list, page by page, and one torrent's peers with their ages.

@@ -10,10 +10,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use fastrand::Rng;
-use model::{LIMITS, Model, Torrent, Who, announce_both, compare_lists, decode};
+use model::{LIMITS, Model, Torrent, Who, announce_both, compare_lists, decode, merge_both};
 use skep::store::{
-    Budget, ExpiryLimits, Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store, StoreTotals,
-    Sweeper, TorrentOrder,
+    Budget, DeltaChange, ExpiryLimits, Options, PeerAnnounce, PeerBuffers, PeerChange, PeerDelta,
+    PeerState, Role, Store, StoreTotals, Sweeper, TorrentOrder,
 };
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, PeerKind, ScrapeEntry, WebPeer};
@@ -43,7 +43,7 @@ fn contact(random: &mut Rng, ports: u16) -> Contact {
             name[random.usize(..16)] = random.u8(..32); // they differ in any one byte
             Contact::Web(WebPeer(name))
         }
-        _ => Contact::Port(1 + random.u16(..ports)),
+        _ => Contact::Port(2 + random.u16(..ports)),
     }
 }
 
@@ -54,6 +54,35 @@ fn change(random: &mut Rng) -> PeerChange {
         3 => PeerChange::Present { role: Role::Paused, completed: false },
         4 | 5 => PeerChange::Present { role: Role::Seeder, completed: false },
         _ => PeerChange::Present { role: Role::Leecher, completed: false },
+    }
+}
+
+/// A change to the peer of an announce as another node may send it, in any state; `None` for WebRTC
+/// peers, which are never sent.
+fn delta_of(visit: &PeerAnnounce<'_>, random: &mut Rng) -> Option<PeerDelta> {
+    let Contact::Port(port) = visit.contact else { return None };
+    let change = match visit.change {
+        PeerChange::Stopped => DeltaChange::Left,
+        PeerChange::Present { completed, .. } => {
+            let state = PeerState::new(random.u8(..PeerState::STATES)).unwrap();
+            DeltaChange::Present { state, completed }
+        }
+    };
+    let (info_hash, address, is_exempt) = (*visit.info_hash, visit.address, !visit.capped);
+    Some(PeerDelta { info_hash, address, port, change, is_exempt })
+}
+
+/// Applies an announce to both, or one in four as a change from another node.
+fn announce_or_merge(
+    store: &Store,
+    model: &mut Model,
+    now: Now,
+    visit: &PeerAnnounce<'_>,
+    random: &mut Rng,
+) {
+    match delta_of(visit, random).filter(|_| random.u8(..4) == 0) {
+        Some(delta) => merge_both(store, model, now, &delta, random),
+        None => announce_both(store, model, now, visit, random),
     }
 }
 
@@ -90,7 +119,7 @@ fn a_million_operations_match_the_model() {
                     let counts = model.torrents.get(&info_hash).map(Torrent::counts);
                     assert_eq!(store.scrape(&info_hash), counts.unwrap_or_default());
                 }
-                _ => announce_both(&store, &mut model, now, &visit, &mut random),
+                _ => announce_or_merge(&store, &mut model, now, &visit, &mut random),
             }
         }
         assert_eq!(store.totals(), model.totals());
@@ -249,7 +278,7 @@ fn a_store_with_a_budget_keeps_to_it_and_to_the_model() {
                     assert_eq!(store.totals(), model.totals());
                 }
                 2 => compare_lists(&store, &model, now, &mut random),
-                _ => announce_both(&store, &mut model, now, &visit, &mut random),
+                _ => announce_or_merge(&store, &mut model, now, &visit, &mut random),
             }
             let usage = store.usage();
             assert!(step >= 60_000 || usage.bytes <= usage.bytes_max, "{usage:?}");
@@ -286,7 +315,7 @@ fn a_store_with_caps_replaces_whom_the_model_says() {
             };
             let visit =
                 PeerAnnounce { info_hash: &info_hash, address, contact, change, capped: true };
-            announce_both(&store, &mut model, now, &visit, &mut random);
+            announce_or_merge(&store, &mut model, now, &visit, &mut random);
             now = Now::from_ns(now.ns() + 20_000_000 * random.u64(..10));
             if step % 20_000 == 0 {
                 Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
@@ -374,7 +403,7 @@ fn a_swarm_with_an_index_matches_the_model() {
             };
             let visit =
                 PeerAnnounce { info_hash: &info_hash, address, contact, change, capped: false };
-            announce_both(&store, &mut model, now, &visit, &mut random);
+            announce_or_merge(&store, &mut model, now, &visit, &mut random);
             let counts = store.scrape(&info_hash);
             most = most.max(counts.seeders + counts.leechers);
             if step == 15_999 {

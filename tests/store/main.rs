@@ -4,6 +4,7 @@
 
 mod against_model;
 mod memory;
+mod replication;
 mod snapshot;
 mod snapshot_faults;
 mod snapshot_model;

@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fastrand::Rng;
 use skep::store::{
-    AnnounceResult, Budget, ExpiryLimits, Options, PeerAnnounce, PeerBuffers, PeerChange, Role,
-    Store, Stored, Sweeper,
+    AnnounceResult, Budget, DeltaChange, ExpiryLimits, MergeResult, Options, PeerAnnounce,
+    PeerBuffers, PeerChange, PeerDelta, PeerState, Role, Store, Stored, Sweeper,
 };
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, WebPeer};
@@ -46,7 +46,7 @@ fn peer(random: &mut Rng) -> (IpAddr, Contact) {
     };
     let contact = match random.u8(..12) {
         0 => Contact::Web(WebPeer(u128::from(low).to_ne_bytes())),
-        _ => Contact::Port(1 + random.u16(..2)),
+        _ => Contact::Port(2 + random.u16(..2)),
     };
     (address, contact)
 }
@@ -58,6 +58,19 @@ fn change(random: &mut Rng) -> PeerChange {
         4 => PeerChange::Present { role: Role::Seeder, completed: false },
         _ => PeerChange::Present { role: Role::Leecher, completed: false },
     }
+}
+
+/// The announce as a change from another node; `None` for WebRTC peers.
+fn delta_of(visit: &PeerAnnounce<'_>) -> Option<PeerDelta> {
+    let Contact::Port(port) = visit.contact else { return None };
+    let change = match visit.change {
+        PeerChange::Stopped => DeltaChange::Left,
+        PeerChange::Present { completed, .. } => {
+            DeltaChange::Present { state: PeerState::default(), completed }
+        }
+    };
+    let (info_hash, address) = (*visit.info_hash, visit.address);
+    Some(PeerDelta { info_hash, address, port, change, is_exempt: true })
 }
 
 #[test]
@@ -83,7 +96,13 @@ fn the_account_is_exact_after_a_million_operations() {
                         change,
                         capped: false,
                     };
-                    store.announce(now, &visit, &mut PeerBuffers::default(), &mut random);
+                    match delta_of(&visit).filter(|_| random.u8(..4) == 0) {
+                        Some(delta) => _ = store.merge(now, &delta, &mut random),
+                        None => {
+                            let room = &mut PeerBuffers::default();
+                            store.announce(now, &visit, room, &mut random);
+                        }
+                    }
                 }
                 now = now.plus_s(random.u64(..300));
                 Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
@@ -301,6 +320,39 @@ fn a_torrent_on_probation_goes_first_and_two_networks_or_better_times_end_it() {
     store.allow(Budget { bytes_max, ..Budget::default() });
     join(&store, 5, 0x0906_0101);
     join(&store, 5, 0x0906_0101); // comes back in bad ones
+    flood(&store, 200_000, 1);
+    let left = [1, 2, 3, 4, 5].map(|it| store.scrape(&numbered(it)).leechers);
+    assert_eq!(left, [0, 0, 2, 1, 0]);
+}
+
+/// Merges a leecher from another node.
+fn merge(store: &Store, number: u32, address: u32) {
+    let change = DeltaChange::Present { state: PeerState::default(), completed: false };
+    let (info_hash, address) = (numbered(number), v4(address));
+    let delta = PeerDelta { info_hash, address, port: 6881, change, is_exempt: false };
+    assert_eq!(store.merge(NOW, &delta, &mut Rng::with_seed(1)), MergeResult::Applied);
+}
+
+#[test]
+fn a_torrent_from_another_node_is_on_probation_while_memory_is_short() {
+    let calm = store(0, 0);
+    merge(&calm, 1, 0x0901_0101);
+    calm.allow(Budget { bytes_max: 1 << 20, ..Budget::default() });
+    flood(&calm, 200_000, 1);
+    assert_eq!(calm.scrape(&numbered(1)).leechers, 1, "memory was not short");
+
+    let store = pressed();
+    merge(&store, 1, 0x0901_0101); // alone
+    (0..3).for_each(|host| merge(&store, 2, 0x0902_0101 + host)); // one network
+    merge(&store, 3, 0x0903_0101);
+    merge(&store, 3, 0x0904_0101); // two networks
+    merge(&store, 4, 0x0905_0101);
+    let bytes_max = store.usage().bytes_max;
+    store.allow(Budget { bytes_max: bytes_max * 4, ..Budget::default() });
+    merge(&store, 4, 0x0905_0101); // again in better times
+    store.allow(Budget { bytes_max, ..Budget::default() });
+    merge(&store, 5, 0x0906_0101);
+    merge(&store, 5, 0x0906_0101); // again in bad ones
     flood(&store, 200_000, 1);
     let left = [1, 2, 3, 4, 5].map(|it| store.scrape(&numbered(it)).leechers);
     assert_eq!(left, [0, 0, 2, 1, 0]);

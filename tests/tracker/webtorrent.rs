@@ -24,7 +24,7 @@ use skep::frontend::ws::{
 };
 use skep::store::Budget;
 use skep::tracker::Tracker;
-use skep::types::{Action, Refusal, Rejected};
+use skep::types::{Action, InfoHash, Refusal, Rejected};
 
 use crate::support::webtorrent_workers::{
     Hive, OTHER_TORRENT, TORRENT, announce, answer, id, label, offer, scrape,
@@ -306,29 +306,32 @@ fn a_peer_that_comes_back_is_moved_and_the_old_sockets_end_changes_nothing() {
 fn peers_that_come_back_stay_however_the_workers_race() {
     const PEERS: u32 = 100;
     let hive = Hive::new(Options::default());
+    // The parts that threads share.
+    let Hive { now, store, directory, .. } = &hive;
+    let info_hash = InfoHash(TORRENT.as_bytes().try_into().unwrap());
     let options = Arc::new(ArcSwap::from_pointee(Options::default()));
     let messages: Vec<String> =
         (0..PEERS).map(|it| announce(TORRENT, &it.to_string(), "", "")).collect();
     let (steps, lost) = ([Barrier::new(2), Barrier::new(2)], AtomicU32::new(0));
     let run = |worker: u16| {
-        let mut frontend = WsFrontend::new(hive.directory.clone(), options.clone());
-        let mut tracker = Tracker::without_upkeep(hive.store.clone(), Arc::default(), 1);
+        let mut frontend = WsFrontend::new(directory.clone(), options.clone());
+        let mut tracker = Tracker::without_upkeep(store.clone(), Arc::default(), 1);
         let mut old: Option<SocketSession> = None;
         for round in 0..2000 {
             steps[0].wait();
             if let Some(session) = old.take() {
-                frontend.close(&mut tracker, hive.now, session);
+                frontend.close(&mut tracker, *now, session);
             } else if round > 0 || worker == 0 {
                 let route = SocketRoute { worker, slot: 0, generation: round };
                 let mut new = frontend.open(route, "198.51.100.2".parse().unwrap());
                 for text in &messages {
                     let (text, mut outbox) = (text.as_bytes(), Outbox::default());
-                    frontend.handle(&mut tracker, hive.now, &mut new, text, &mut outbox);
+                    frontend.handle(&mut tracker, *now, &mut new, text, &mut outbox);
                 }
                 old = Some(new);
             }
             steps[1].wait();
-            let peers = hive.counts(TORRENT).1;
+            let peers = store.scrape(&info_hash).leechers;
             lost.fetch_max(PEERS.abs_diff(peers), Ordering::Relaxed);
         }
     };
