@@ -14,7 +14,8 @@
 //! `host_counts` counts the peers of each host in a large swarm, `full_swarm` finds the peer to
 //! replace in a full one, and `memory` accounts for every byte. `expire` removes silent peers in
 //! small slices, `listing` makes lists for operators, `export` and `restore` are for snapshots.
-//! `merge` applies changes that were made at another node. Every operation holds one shard's lock and no other lock.
+//! `merge` applies changes that were made at another node. Every operation holds one shard's lock
+//! and no other lock.
 
 mod announce;
 mod apply;

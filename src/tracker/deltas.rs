@@ -26,8 +26,8 @@ const RENEWAL_PERIOD_S: u64 = 600;
 
 const _: () = assert!(size_of::<PeerDelta>() <= 44);
 
-/// Makes a ring that holds at most `records_max` changes (44 bytes each at most, allocated here): one end
-/// is for a tracker, the other for the thread that reads the rings of all trackers.
+/// Makes a ring that holds at most `records_max` changes (44 bytes each at most, allocated here):
+/// one end is for a tracker, the other for the thread that reads the rings of all trackers.
 pub fn delta_ring(records_max: usize) -> (DeltaSender, DeltaReceiver) {
     let (ring, reading_end) = RingBuffer::new(records_max);
     let lost = Arc::<Counter>::default();
@@ -98,8 +98,8 @@ pub struct DeltaReceiver {
 }
 
 impl DeltaReceiver {
-    /// Takes at most `records_max` changes, the oldest first, and calls `receive` with each. Returns
-    /// their number: less than `records_max` if the ring is empty now. Never blocks.
+    /// Takes at most `records_max` changes, the oldest first, and calls `receive` with each.
+    /// Returns their number: less than `records_max` if the ring is empty now. Never blocks.
     pub fn drain(&mut self, records_max: usize, mut receive: impl FnMut(&PeerDelta)) -> usize {
         let records = self.ring.slots().min(records_max);
         let Ok(chunk) = self.ring.read_chunk(records) else { return 0 };
