@@ -115,7 +115,7 @@ fn key(report: &mut ConfigReport) {
     if !in_environment && !is_named {
         return;
     }
-    if let Err(error) = options::keys(&report.config) {
+    if let Err(error) = options::keys(&report.config, None) {
         let fault = ConfigFinding::fault(error.to_string());
         // The variable overrides the file, and the text names it.
         report.add(if in_environment { fault } else { fault.about("udp.key_file") });

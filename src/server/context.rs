@@ -10,6 +10,8 @@ use crate::frontend::http::FullScrapeLimits;
 use crate::frontend::stats::Pages;
 use crate::frontend::unlisted_proxies::UnlistedProxies;
 use crate::limiter::{self, Limiter};
+use crate::server::StartError;
+use crate::server::cluster::{ClusterContents, ClusterControl};
 use crate::server::control::reload::ReloadFigures;
 use crate::server::history::HistoryFile;
 use crate::server::live_options::LiveOptions;
@@ -43,6 +45,7 @@ pub(super) struct AppContext {
     /// The statistics page's last 24 hours.
     pub(super) history: Arc<HistoryFile>,
     pub(super) xdp: Arc<XdpControl>,
+    pub(super) cluster: Arc<ClusterControl>,
     pub(super) clock: Clock,
 }
 
@@ -73,6 +76,7 @@ impl AppContext {
             reloads: Arc::default(),
             history: Arc::default(),
             xdp: Arc::new(XdpControl::new(clock)),
+            cluster: Arc::default(),
             clock,
         }
     }
@@ -81,6 +85,19 @@ impl AppContext {
     pub(super) fn apply(&self, options: LiveOptions) {
         self.memory.set(options.memory);
         self.options.store(Arc::new(options));
+    }
+
+    /// Starts to exchange changes with other nodes, if this one is in a cluster. It `joins` unless
+    /// it continues the work of a predecessor.
+    pub(super) fn begin_cluster(&self, joins: bool) -> Result<(), StartError> {
+        self.cluster.start(ClusterContents {
+            store: self.store.clone(),
+            memory: self.memory.clone(),
+            snapshots: self.snapshots.clone(),
+            peer_age_s_max: self.options.load().tracker.peer_age_s_max,
+            clock: self.clock,
+            joins,
+        })
     }
 
     /// Attaches XDP programs, if they are to be used: this process serves. Blocks.
@@ -110,7 +127,7 @@ impl AppContext {
         let folder = tempfile::tempdir().unwrap();
         let mut config = crate::config::Config::default();
         config.server.state_dir = folder.path().to_str().unwrap().to_owned();
-        let keys = options::keys(&config).unwrap();
+        let keys = options::keys(&config, None).unwrap();
         let access_manager = AccessManager::open(&options::access(&config)).unwrap();
         let live = options::live(&config, &keys, options::admin_token(&config, false, None));
         Self::new(Store::new(options::store(&config)), access_manager, live, Arc::default())

@@ -117,9 +117,12 @@ pub(super) fn lost() -> u64 {
     LOST.get().map_or(0, |it| it.dropped_lines() as u64)
 }
 
-/// skep's own lines from `level` on; of libraries only warnings and errors.
+/// skep's own lines from `level` on; of libraries only warnings and errors. The library of the
+/// cluster logs an error at each attempt to connect, which skep logs once, with a remedy.
 fn targets(level: LevelFilter) -> Targets {
-    Targets::new().with_target("skep", level).with_default(level.min(LevelFilter::WARN))
+    let targets =
+        Targets::new().with_target("skep", level).with_target("async_nats", LevelFilter::OFF);
+    targets.with_default(level.min(LevelFilter::WARN))
 }
 
 /// Formats events, and suppresses repeated ones of a cause.

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
 use tracing::level_filters::LevelFilter;
 
 use crate::access::mode::Mode;
 use crate::access_store as access;
 use crate::admin::Token;
+use crate::cluster::Fingerprint;
 use crate::config::{
     AccessMode, Bytes, Config, ConnectionIdMac, LogFormat, LogLevel, MemoryCap, SnapshotMode,
     SourceHeader, XdpMode, XdpNeighbours,
@@ -17,6 +19,7 @@ use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
 use crate::server::StartError;
+use crate::server::cluster::ClusterOptions;
 use crate::server::history::HistoryFile;
 use crate::server::live_options::LiveOptions;
 use crate::server::memory;
@@ -262,15 +265,42 @@ pub(super) fn log(config: &Config) -> log::Options {
 /// The connection-id keys at a start. A file that the settings name belongs to the operator, and is
 /// read as the user who starts this process. A file in the state directory belongs to the user to
 /// change to.
-pub(super) fn keys_as(user: Option<&UnixUser>, config: &Config) -> Result<LoadedKeys, StartError> {
+pub(super) fn keys_as(
+    user: Option<&UnixUser>,
+    config: &Config,
+    cluster: Option<&ClusterOptions>,
+) -> Result<LoadedKeys, StartError> {
     let user = user.filter(|_| config.udp.key_file.is_empty());
     let _acting = confine::act_as(user)?;
-    Ok(keys(config)?)
+    Ok(keys(config, cluster)?)
 }
 
-/// The connection-id keys, read or created.
-pub(super) fn keys(config: &Config) -> Result<LoadedKeys, KeyError> {
-    state_directory::connection_id_keys(&state_options(config))
+/// The connection-id keys, read or created. In a cluster they come from its secret if nothing names
+/// them.
+pub(super) fn keys(
+    config: &Config,
+    cluster: Option<&ClusterOptions>,
+) -> Result<LoadedKeys, KeyError> {
+    let options = state_options(config);
+    match cluster.filter(|_| options.key_file.is_none() && options.environment.key.is_none()) {
+        Some(cluster) => Ok(LoadedKeys::of_cluster(cluster.connection_id_key())),
+        None => state_directory::connection_id_keys(&options),
+    }
+}
+
+/// What the nodes of a cluster must have in common.
+pub(super) fn fingerprint(config: &Config, keys: &LoadedKeys) -> Fingerprint {
+    let digest = Sha256::new().chain_update(b"skep fingerprint 1").chain_update(keys.active);
+    let digest = digest.finalize();
+    Fingerprint {
+        connection_id_key: digest[..8].iter().map(|it| format!("{it:02x}")).collect(),
+        connection_id_mac: match config.udp.connection_id {
+            ConnectionIdMac::Siphash => "siphash".into(),
+            ConnectionIdMac::HmacSha256 => "hmac-sha256".into(),
+        },
+        interval_s: config.tracker.interval_s,
+        peer_age_s_max: config.tracker.peer_age_s_max,
+    }
 }
 
 /// Options of snapshots; creates the state directory. An error ends the start only if the settings

@@ -145,6 +145,14 @@ fn log_open(event: &str, path: &Path, mode: u32, remedy: &str) {
     warn!(target: OPERATOR, %path, %mode, remedy, "{event}");
 }
 
+impl LoadedKeys {
+    /// The key that all nodes of a cluster derive from its secret.
+    pub(super) fn of_cluster(active: [u8; KEY_BYTES]) -> Self {
+        let origin = "the secret of the cluster".into();
+        Self { active, staging: None, origin, made_up: false, warning: None }
+    }
+}
+
 impl fmt::Debug for LoadedKeys {
     /// Never prints a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -19,13 +19,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use crate::client::tls::{self as client_tls, TlsConfigError, Trust};
+use crate::cluster::ClusterSecret;
 use crate::config::{
     Cluster, Config, ConfigError, ConfigFinding, NAME_CHARACTERS_MAX, is_cluster_name,
 };
+use crate::frontend::connection_id::KEY_BYTES;
 use crate::sys::regular_file;
-
-/// Least bytes of the secret: a shorter one could be guessed.
-const SECRET_BYTES_MIN: usize = 32;
 
 /// Most bytes of a file with a secret.
 const FILE_BYTES_MAX: u64 = 16 << 10;
@@ -77,7 +76,6 @@ pub(crate) struct TlsFiles {
 
 /// What the thread of the cluster needs.
 #[derive(Clone, Debug)]
-#[expect(dead_code, reason = "the thread that needs it comes next")]
 pub(crate) struct ClusterOptions {
     /// The brokers' URLs, at least one.
     pub(crate) servers: Vec<String>,
@@ -88,7 +86,7 @@ pub(crate) struct ClusterOptions {
     /// This node's name.
     pub(crate) node: String,
     /// What messages are authenticated with.
-    pub(crate) secret: Hidden,
+    pub(crate) secret: ClusterSecret,
     /// How this node identifies itself.
     pub(crate) login: Login,
     /// The files of TLS.
@@ -146,6 +144,17 @@ impl ClusterOptions {
             join_bytes_s_max: section.join_rate.0,
             replicates_private: section.replicate_private,
         }))
+    }
+
+    /// The connection-id key of all nodes, unless the settings name one: clients are sent from node
+    /// to node by DNS or anycast.
+    pub(crate) fn connection_id_key(&self) -> [u8; KEY_BYTES] {
+        self.secret.derived(b"skep connection id 1")
+    }
+
+    /// Whether TLS may be used.
+    pub(crate) fn needs_tls(&self) -> bool {
+        self.is_tls || self.tls != TlsFiles::default()
     }
 
     /// What [`Self::read`] would refuse, and files that others can read.
@@ -214,7 +223,7 @@ fn fit_name(host: &str) -> Option<String> {
     Some(name).filter(|it| is_cluster_name(it))
 }
 
-fn secret_of(section: &Cluster) -> Result<Hidden, ConfigError> {
+fn secret_of(section: &Cluster) -> Result<ClusterSecret, ConfigError> {
     const KEY: &str = "cluster.secret_file";
     let path = Path::new(&section.secret_file);
     let make = format!("openssl rand -hex 32 > {}", path.display());
@@ -226,16 +235,17 @@ fn secret_of(section: &Cluster) -> Result<Hidden, ConfigError> {
         );
         ConfigError::at(KEY, problem)
     })?;
-    if secret.0.len() < SECRET_BYTES_MIN {
+    // A shorter one could be guessed.
+    ClusterSecret::new(&secret.0).ok_or_else(|| {
         let problem = format!(
-            "{} has {} bytes without blanks at its ends; a secret has at least \
-             {SECRET_BYTES_MIN}; remedy: make one ({make}), and give every node the same file",
+            "{} has {} bytes without blanks at its ends; a secret has at least {}; remedy: make \
+             one ({make}), and give every node the same file",
             path.display(),
-            secret.0.len()
+            secret.0.len(),
+            ClusterSecret::BYTES_MIN
         );
-        return Err(ConfigError::at(KEY, problem));
-    }
-    Ok(secret)
+        ConfigError::at(KEY, problem)
+    })
 }
 
 fn login_of(section: &Cluster) -> Result<Login, ConfigError> {
@@ -354,7 +364,21 @@ fn identity(certificate: &Path, key: &Path) -> Result<CertifiedKey, ConfigError>
     CertifiedKey::from_der(chain, secret, &ring::default_provider()).map_err(|it| of_key(&it))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "cluster")))]
+mod tests_without_the_feature {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_refused() {
+        let text = "[cluster]\nservers = [\"tls://a:1\"]\nsecret_file = \"/s\"\n";
+        let error = ClusterOptions::read(&Config::from_toml(text).unwrap()).unwrap_err();
+        let said = "cluster.servers: is set, but this skep was built without the feature `cluster`";
+        assert!(error.to_string().starts_with(said), "{error}");
+        assert!(matches!(ClusterOptions::read(&Config::default()), Ok(None)));
+    }
+}
+
+#[cfg(all(test, feature = "cluster"))]
 mod tests {
     use super::*;
 
@@ -391,11 +415,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(folder.path());
         let options = ClusterOptions::read(&config).unwrap().unwrap();
-        assert_eq!(options.secret.0, "5".repeat(64).as_bytes());
+        let derived = |secret: &ClusterSecret| secret.derived(b"a test");
+        let plain = ClusterSecret::new("5".repeat(64).as_bytes()).unwrap();
+        assert_eq!(derived(&options.secret), derived(&plain));
         assert!(!format!("{options:?}").contains("55"), "{options:?}");
-        let long = "5".repeat(SECRET_BYTES_MIN);
+        let long = "5".repeat(ClusterSecret::BYTES_MIN);
         config.cluster.secret_file = file(folder.path(), "fit", &format!(" {long}\r\n"));
-        assert_eq!(ClusterOptions::read(&config).unwrap().unwrap().secret.0, long.as_bytes());
+        let options = ClusterOptions::read(&config).unwrap().unwrap();
+        let plain = ClusterSecret::new(long.as_bytes()).unwrap();
+        assert_eq!(derived(&options.secret), derived(&plain));
         config.cluster.secret_file = file(folder.path(), "short", &format!("{}\n", &long[1..]));
         refused(&config, "secret_file", "short has 31 bytes without blanks at its ends");
         config.cluster.secret_file = file(folder.path(), "long", &"5".repeat(20_000));

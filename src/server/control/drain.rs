@@ -172,6 +172,7 @@ pub(crate) async fn shut_down(
     (signals, ended, successors): (&mut Signals, &mut WorkerExits, &mut Successors),
 ) -> Result<(), StartError> {
     state.stopping.store(true, Ordering::Relaxed);
+    state.context.cluster.drain();
     let drain = running.drain;
     if !matches!(outcome, Ok(ShutdownReason::TakenOver(_))) {
         manager.stopping("stopping", drain + END_MAX);
@@ -264,7 +265,10 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
     })
     .await;
     let last = state.clone();
-    let mut writing = pin!(spawn_blocking(move || last.write_last()));
+    let mut writing = pin!(spawn_blocking(move || {
+        last.context.cluster.stop();
+        last.write_last();
+    }));
     tokio::select! {
         biased;
         Some(successor) = successors.recv() => {
@@ -314,7 +318,12 @@ async fn finish_after_handover(
     // The totals of passkeys were saved when the database was lent. The successor restores this
     // snapshot as soon as the snapshots' lock is free.
     let last = state.clone();
-    let _ = spawn_blocking(move || last.save_last()).await;
+    let _ = spawn_blocking(move || {
+        // The successor has the same name, and the right to be the only one.
+        last.context.cluster.stop();
+        last.save_last();
+    })
+    .await;
     successor.send_saved();
     let closed = async {
         while streams.are_connected() {

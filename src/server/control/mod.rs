@@ -153,6 +153,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
             };
     }
     // No other process serves. From here on only a regular end ends this process.
+    context.begin_cluster(!has_predecessor)?;
     let beginning = context.clone();
     let _ = spawn_blocking(move || beginning.begin_xdp()).await;
     ready_line.xdp = context.xdp.attached();

@@ -281,6 +281,7 @@ impl Process for ProcessState {
         if self.context.snapshots.is_restoring() {
             return Err("restoring".into());
         }
+        self.context.cluster.ready()?;
         self.started()
     }
 

@@ -199,7 +199,7 @@ impl Reloader {
     /// The keys for these settings. If the user that this process has changed to may not read them
     /// any more, the keys in force stay, and the rest of the reload is still applied.
     fn keys(&self, config: &Config) -> Result<LoadedKeys, KeyError> {
-        match options::keys(config) {
+        match options::keys(config, self.context.cluster.options()) {
             Err(error) if error.is_denied() => {
                 warn!(target: OPERATOR, %error, "connection-id keys not reloaded");
                 Ok(LoadedKeys { warning: None, ..self.keys.clone() })

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use crate::access::mode::Mode;
 use crate::access_store::AccessManager;
 use crate::config::{Config, ConfigFinding, ConfigPlace, ConfigReport, SettingsSource};
+use crate::server::cluster::{ClusterControl, ClusterOptions};
 use crate::server::context::AppContext;
 use crate::server::control::ready_line::ReadyLine;
 use crate::server::control::reload::Reloader;
@@ -89,7 +90,8 @@ fn prepare(
     check::warnings(report).iter().for_each(log_warning);
     let user = confine::user_of(&config)?;
     confine::create_state_directory(user.as_ref(), options::state_home(&config).as_deref().ok());
-    let keys = options::keys_as(user.as_ref(), &config)?;
+    let cluster = ClusterOptions::read(&config)?;
+    let keys = options::keys_as(user.as_ref(), &config, cluster.as_ref())?;
     keys.warning.iter().for_each(KeyWarning::log);
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key loaded");
     let choice = backend::choose(config.server.io)?;
@@ -114,7 +116,9 @@ fn prepare(
     let token = options::admin_token(&config, was_warned, None);
     let live = options::live(&config, &keys, token);
     let history = options::history(&config, was_warned);
+    let fingerprint = options::fingerprint(&config, &keys);
     let context = AppContext {
+        cluster: Arc::new(ClusterControl::new(cluster, fingerprint)),
         history: Arc::new(history),
         certificate: tls.as_ref().map(|it| it.figures.clone()).unwrap_or_default(),
         ..AppContext::new(store, access_manager, live, snapshots)

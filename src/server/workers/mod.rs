@@ -67,7 +67,12 @@ pub(crate) fn tracker_of(
     let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
     let limiter = context.limiter.clone();
     let limiter = limiter::Handle::new(limiter, options.limits.clone(), tallies.limits, dither?);
-    Ok(build(seed?)
+    let tracker = build(seed?);
+    let tracker = match context.cluster.deltas() {
+        Some(deltas) => tracker.with_deltas(deltas),
+        None => tracker,
+    };
+    Ok(tracker
         .with_client_stats(&context.clients)
         .with_dual_stack(context.dual_stack.clone())
         .with_source_monitor(&context.source_monitor)
