@@ -4,6 +4,8 @@
 
 pub(crate) mod conversations;
 pub(crate) mod namespaces;
+#[cfg(feature = "cluster")]
+pub(crate) mod nats;
 pub(crate) mod seccomp;
 pub(crate) mod tcp_clients;
 pub(crate) mod udp_load;
