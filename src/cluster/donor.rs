@@ -1,4 +1,5 @@
-//! Sends this node's swarms to nodes that join: an export as for a snapshot, in blocks, with credit.
+//! Sends this node's swarms to nodes that join: an export as for a snapshot, in blocks, under
+//! credit.
 //!
 //! At most [`CREDIT`] blocks are under way to a node, so that neither a slow node nor a slow broker
 //! gets more than it can hold. They are kept until they have arrived.

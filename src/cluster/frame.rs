@@ -49,7 +49,7 @@ pub enum FrameKind {
     Deltas = 1,
     /// A node's state, every five seconds.
     Hello = 2,
-    /// A message to all nodes or to one: see [`super::message`].
+    /// A message to all nodes or to one: the module `message`.
     Message = 3,
     /// A block of swarms for a node that joins.
     Block = 4,
@@ -197,7 +197,7 @@ pub enum FrameError {
     /// It is of a version or a kind that this program does not know.
     #[error("the frame has an unknown version or kind")]
     Version,
-    /// Its clock differs by more than [`AGE_MS_MAX`].
+    /// Its clock differs by more than two minutes.
     #[error("the frame was sent more than {} s before or after now", AGE_MS_MAX / 1000)]
     Stale,
 }

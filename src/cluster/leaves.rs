@@ -9,8 +9,8 @@ use ahash::RandomState;
 use crate::store::{DeltaChange, PeerDelta};
 use crate::types::InfoHash;
 
-/// The most leaves that are remembered, some 50 MB. Peers that leave after that stay in their swarms
-/// until they expire.
+/// The most leaves that are remembered, some 50 MB. Peers that leave after that stay in their
+/// swarms until they expire.
 const LEAVES_MAX: usize = 900_000;
 
 /// Torrent, address and port.

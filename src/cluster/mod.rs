@@ -11,7 +11,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `node` | all of it, as a function of what arrives and when |
-//! | `frame`, `record`, `message` | what is sent: authenticated frames, changes to peers, requests |
+//! | `frame`, `record`, `message` | what is sent: authenticated frames, changes, requests |
 //! | `log` | frames of this node: to be published, and kept for those that missed them |
 //! | `order` | frames of another node: in order, each once; what is missing is requested |
 //! | `join`, `leaves` | gets the swarms of another node; peers that left meanwhile |

@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use super::frame::FrameKind;
 use super::message::{Body, Envelope};
 
-/// The most messages that wait, some 8 MiB of blocks. While there are so many, no export goes on and
-/// no frames are sent again.
+/// The most messages that wait, some 8 MiB of blocks. While there are so many, no export goes on
+/// and no frames are sent again.
 const WAITING_MAX: usize = 128;
 
 /// Where a message goes.

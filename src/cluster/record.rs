@@ -134,7 +134,8 @@ mod tests {
             for delta in &deltas {
                 let before = bytes.len();
                 encode(delta, &mut bytes);
-                let length = if delta.address.is_ipv4() { RECORD_BYTES_MIN } else { RECORD_BYTES_MAX };
+                let is_short = delta.address.is_ipv4();
+                let length = if is_short { RECORD_BYTES_MIN } else { RECORD_BYTES_MAX };
                 prop_assert_eq!(bytes.len() - before, length);
             }
             let read: Result<Vec<_>, _> = decode(&bytes).collect();
@@ -142,7 +143,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_end_in_records_or_one_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_end_in_records_or_one_error(
+            bytes in prop::collection::vec(any::<u8>(), 0..200)
+        ) {
             let read: Vec<_> = decode(&bytes).collect();
             prop_assert!(read.len() <= bytes.len() / RECORD_BYTES_MIN + 1);
             let errors = read.iter().filter(|it| it.is_err()).count();

@@ -1,5 +1,5 @@
-//! Nodes on a bus that loses, repeats and reorders messages, with clocks that differ. Time passes in
-//! steps; nothing depends on the time that the test takes.
+//! Nodes on a bus that loses, repeats and reorders messages, with clocks that differ. Time passes
+//! in steps; nothing depends on the time that the test takes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};

@@ -4,7 +4,7 @@ use skep::types::InfoHash;
 
 use crate::nodes::{Shared, all_say, client, completed, ready, scrape, set, stopped};
 use crate::support::nats::{Nats, RawClient, broker_program, broker_programs};
-use crate::support::{Skep, eventually, leecher, seeder};
+use crate::support::{Skep, eventually, http_get, leecher, seeder};
 
 #[test]
 fn an_announce_at_one_node_is_seen_at_all_and_so_is_its_stop() {
@@ -210,4 +210,51 @@ fn the_connection_ids_of_one_node_are_valid_at_another() {
     at_a.socket.connect(a.udp[0]).unwrap();
     assert_eq!(at_a.scrape(&[InfoHash([1; 20])]).len(), 1);
     assert!(!a.log().contains("cluster setting differs"), "{}", a.log());
+}
+
+#[test]
+fn an_announce_over_http_is_seen_at_other_nodes_as_well() {
+    let Some(program) = broker_program() else { return };
+    let broker = Nats::start(program);
+    let shared = Shared::of(&broker);
+    let [a, b] = ["a", "b"].map(|it| shared.node(it));
+    let announce = |event: &str| {
+        let path = format!(
+            "/announce?info_hash={}&peer_id=-XX0001-abcdefghijkl&port=1001&left=0&uploaded=0\
+             &downloaded=0&event={event}",
+            "%0D".repeat(20)
+        );
+        let (status, body) = http_get(a.tcp[0], &path);
+        assert_eq!(status, 200, "{body}");
+    };
+    announce("started");
+    all_say(&[&a, &b], 13, (1, 0, 0));
+    announce("stopped");
+    all_say(&[&a, &b], 13, (0, 0, 0));
+}
+
+#[test]
+fn a_successor_takes_the_place_of_its_predecessor_in_the_cluster() {
+    let Some(program) = broker_program() else { return };
+    let broker = Nats::start(program);
+    let shared = Shared::of(&broker);
+    let state = tempfile::tempdir().unwrap();
+    let start = |words: &[&str]| {
+        let mut command = shared.command_of("a", words);
+        command.env("STATE_DIRECTORY", state.path());
+        Skep::spawn(command)
+    };
+    let b = shared.node("b");
+    let mut first = ready(start(&["run"]));
+    client(&first).announce(&seeder(14, 1001));
+    all_say(&[&first, &b], 14, (1, 0, 0));
+    let next = start(&["run", "--take-over"]);
+    assert!(first.wait().success());
+    let next = ready(next);
+    client(&next).announce(&seeder(14, 1002));
+    client(&b).announce(&leecher(14, 1003));
+    all_say(&[&next, &b], 14, (2, 1, 0));
+    for log in [next.log(), b.log()] {
+        assert!(!log.contains("name in use") && !log.contains("same name"), "{log}");
+    }
 }

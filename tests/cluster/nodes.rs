@@ -41,7 +41,13 @@ impl Shared {
     /// The command of a node with this name. Its peers are on the loopback interface, and are
     /// exchanged nevertheless.
     pub(crate) fn command(&self, node: &str) -> Command {
+        self.command_of(node, &["run"])
+    }
+
+    /// The same, with other words before the arguments.
+    pub(crate) fn command_of(&self, node: &str, words: &[&str]) -> Command {
         let mut command = command();
+        command.args(words);
         let secret = self.folder.path().join("secret");
         let settings = [
             ("SERVERS", self.servers.as_str()),

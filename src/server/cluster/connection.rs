@@ -71,8 +71,6 @@ pub(super) enum Publication {
 pub(super) struct Connection {
     client: Client,
     subscribers: Vec<Subscriber>,
-    /// The subscriber that is asked first.
-    first: usize,
     events: mpsc::Receiver<Event>,
     /// The latest error of the broker.
     error: Option<String>,
@@ -108,7 +106,7 @@ impl Connection {
         client.flush().await.map_err(|it| lost(&it))?;
         let info = client.server_info();
         let broker = format!("{} {}", info.server_name, info.version);
-        Ok(Self { client, subscribers, first: 0, events, error: None, broker })
+        Ok(Self { client, subscribers, events, error: None, broker })
     }
 
     /// Waits for something. Nothing is lost if the wait is given up.
@@ -122,14 +120,11 @@ impl Connection {
                 return Poll::Ready(activity);
             }
         }
-        let count = self.subscribers.len();
-        for at in 0..count {
-            let index = (self.first + at) % count;
-            match Pin::new(&mut self.subscribers[index]).poll_next(context) {
-                Poll::Ready(Some(message)) => {
-                    self.first = (index + 1) % count;
-                    return Poll::Ready(Activity::Message(message));
-                }
+        // In the order of the subscriptions, changes first: a block of swarms that overtook the
+        // changes before it would make downloads count again.
+        for subscriber in &mut self.subscribers {
+            match Pin::new(subscriber).poll_next(context) {
+                Poll::Ready(Some(message)) => return Poll::Ready(Activity::Message(message)),
                 Poll::Ready(None) => return Poll::Ready(self.lost()),
                 Poll::Pending => {}
             }

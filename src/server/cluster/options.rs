@@ -364,7 +364,8 @@ fn identity(certificate: &Path, key: &Path) -> Result<CertifiedKey, ConfigError>
     CertifiedKey::from_der(chain, secret, &ring::default_provider()).map_err(|it| of_key(&it))
 }
 
-#[cfg(all(test, not(feature = "cluster")))]
+#[cfg(test)]
+#[cfg(not(feature = "cluster"))]
 mod tests_without_the_feature {
     use super::*;
 
@@ -378,7 +379,8 @@ mod tests_without_the_feature {
     }
 }
 
-#[cfg(all(test, feature = "cluster"))]
+#[cfg(test)]
+#[cfg(feature = "cluster")]
 mod tests {
     use super::*;
 

@@ -155,6 +155,7 @@ mod tests {
         };
         let mut sources = MetricInputs::of_a_test(3, 0, Vec::new());
         sources.use_xdp();
+        sources.use_cluster();
         let first = Exporter::new();
         let text = first.render(&Reading::of(SERIES, &sources));
         // Hash maps of two exporters, and those of two renderings, have different orders.
@@ -187,6 +188,7 @@ mod tests {
             sources.tick(Now::from_s(second));
         }
         sources.use_xdp();
+        sources.use_cluster();
         let text = scraped(&sources);
         let series = text.lines().filter(|it| !it.starts_with('#') && !it.is_empty()).count();
         assert!((200..=500).contains(&series), "{series}");

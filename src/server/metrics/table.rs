@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::series::{Durations, Series, SeriesReader, SeriesWriter, labels, read, seconds, series};
 use super::sources::MetricInputs;
 use crate::access::lists::ListName;
+use crate::cluster::{ClusterView, NodeView, Readiness};
 use crate::counters::{
     CloseReason, DeliveryFailure, DurationHistogram, FrameEvent, Handshake, IoEvent,
     RequestCounters,
@@ -289,6 +290,89 @@ series! {
         counter skep_admin_connections_closed_total = |from| from.admin_connections.closed();
     }
 
+    "Cluster" {
+        /// Whether a broker of the cluster is connected. This and the other metrics of the cluster
+        /// are there only where `cluster.servers` is set.
+        gauge skep_cluster_connected{cluster} = |from, to| {
+            of_cluster(from, to, |view| u64::from(view.is_connected));
+        };
+        /// Whether this node can serve clients like the others: not while it gets their swarms, and
+        /// not while another node has its name.
+        gauge skep_cluster_ready{cluster} = |from, to| {
+            of_cluster(from, to, |view| u64::from(view.readiness == Readiness::Ready));
+        };
+        /// Other nodes that are there: seen within 15 seconds.
+        gauge skep_cluster_nodes{cluster} = |from, to| {
+            of_cluster(from, to, |view| view.others() as u64);
+        };
+        /// Changes to peers that were published.
+        counter skep_cluster_sent_records_total{cluster} = |from, to| {
+            of_cluster(from, to, |view| view.sent_records);
+        };
+        /// Changes to peers that came from other nodes: applied, or not_stored because memory was
+        /// short, a cap was reached or the address is local.
+        counter skep_cluster_received_records_total{cluster, result} = |from, to| {
+            of_cluster_by(from, to, "applied", |view| view.received.applied);
+            of_cluster_by(from, to, "not_stored", |view| view.received.not_stored);
+        };
+        /// Frames of other nodes that were not applied: forged (no valid MAC of this cluster),
+        /// stale (sent more than two minutes before or after now, or by a process that has ended),
+        /// version (unknown), foreign (more than 64 nodes, or a name that does not fit) or
+        /// repeated.
+        counter skep_cluster_refused_frames_total{cluster, reason} = |from, to| {
+            of_cluster_by(from, to, "forged", |view| view.received.forged);
+            of_cluster_by(from, to, "stale", |view| view.received.stale);
+            of_cluster_by(from, to, "version", |view| view.received.version);
+            of_cluster_by(from, to, "foreign", |view| view.received.foreign);
+            of_cluster_by(from, to, "repeated", |view| view.received.repeated);
+        };
+        /// Changes to peers that other nodes do not get: made faster than they were taken over
+        /// (ring), or the broker was away for longer than `cluster.queue` lasts (queue). Nodes that
+        /// lack them get the peers as for a join.
+        counter skep_cluster_lost_records_total{cluster, where} = |from, to| {
+            of_cluster_by(from, to, "ring", |view| view.lost.ring);
+            of_cluster_by(from, to, "queue", |view| view.lost.queue);
+        };
+        /// Frames of other nodes that were missed and no longer kept; the peers came as for a join,
+        /// but those that had left stay until they expire.
+        counter skep_cluster_gap_frames_total{cluster} = |from, to| {
+            of_cluster(from, to, |view| view.lost.gap_frames);
+        };
+        /// Of the nodes the greatest 99th percentile of the time from publication to arrival of
+        /// changes, without the difference between clocks, over two minutes; a power of two.
+        gauge skep_cluster_lag_seconds{cluster} = |from, to| {
+            if let Some(view) = &from.cluster {
+                to.put([view.cluster.clone()], of_ms(view.lag_p99_ms_max()));
+            }
+        };
+        /// The greatest difference between the clock of a node and this one's.
+        gauge skep_cluster_clock_offset_seconds{cluster} = |from, to| {
+            if let Some(view) = &from.cluster {
+                to.put([view.cluster.clone()], of_ms(view.clock_offset_ms_max()));
+            }
+        };
+        /// Changes that wait to be published.
+        gauge skep_cluster_queue_bytes{cluster} = |from, to| {
+            of_cluster(from, to, |view| view.queue_bytes);
+        };
+        /// Joins that have ended: at the start joined, alone (no other node was ready) or
+        /// timed_out; later caught_up or failed, after changes of another node were lost.
+        counter skep_cluster_joins_total{cluster, outcome} = |from, to| {
+            of_cluster_by(from, to, "joined", |view| view.joins.joined);
+            of_cluster_by(from, to, "alone", |view| view.joins.alone);
+            of_cluster_by(from, to, "timed_out", |view| view.joins.timed_out);
+            of_cluster_by(from, to, "caught_up", |view| view.joins.caught_up);
+            of_cluster_by(from, to, "failed", |view| view.joins.failed);
+        };
+        /// Other nodes with settings that have to be the same everywhere and are not: the
+        /// connection-id key and its MAC, interval, peer age.
+        gauge skep_cluster_config_mismatch{cluster} = |from, to| {
+            of_cluster(from, to, |view| {
+                let differs = |it: &&NodeView| !it.is_gone && !it.differences.is_empty();
+                view.nodes.iter().filter(differs).count() as u64
+            });
+        };
+    }
     "Access, snapshots, process" {
         /// Entries of each access list.
         gauge skep_access_entries{list in ListName} =
@@ -359,6 +443,34 @@ series! {
 pub(super) fn has<'a>(name: &str, mut labels: impl Iterator<Item = &'a str>) -> bool {
     let series = SERIES.iter().find(|series| series.name == name);
     series.is_some_and(|series| labels.all(|label| series.labels.contains(&label)))
+}
+
+/// Milliseconds in seconds.
+fn of_ms(ms: u64) -> f64 {
+    seconds(ms.saturating_mul(1_000_000))
+}
+
+/// A number of the cluster; nothing while this node is alone.
+fn of_cluster(
+    from: &MetricInputs,
+    to: &mut SeriesWriter<'_>,
+    number: impl Fn(&ClusterView) -> u64,
+) {
+    if let Some(view) = &from.cluster {
+        to.put([view.cluster.clone()], number(view));
+    }
+}
+
+/// As [`of_cluster`], with another label.
+fn of_cluster_by(
+    from: &MetricInputs,
+    to: &mut SeriesWriter<'_>,
+    label: &'static str,
+    number: impl Fn(&ClusterView) -> u64,
+) {
+    if let Some(view) = &from.cluster {
+        to.put([view.cluster.clone(), label.to_owned()], number(view));
+    }
 }
 
 /// The actions of each transport.
