@@ -28,6 +28,9 @@ const OF_OTHERS: [&str; 3] = ["up", "node_nf_conntrack_entries", "node_nf_conntr
 /// Metrics that are there with `udp.xdp` alone, which needs an interface.
 const OF_XDP: [&str; 2] = ["skep_xdp_attached", "skep_xdp_packets_total"];
 
+/// Metrics of a tracker that is a node of a cluster.
+const OF_CLUSTER: [&str; 2] = ["skep_cluster_connected", "skep_cluster_lost_records_total"];
+
 /// What may stay zero while all is well, and what the test cannot or should not bring about. Every
 /// other query has to find something above zero.
 const QUIET: [&str; 9] = [
@@ -115,10 +118,11 @@ fn every_metric_that_is_named_is_exported() {
         .lines()
         .filter(|it| !it.starts_with('#'))
         .filter_map(|it| it.split(['{', ' ']).next())
-        .chain(OF_OTHERS.into_iter().chain(OF_XDP))
+        .chain(OF_OTHERS.into_iter().chain(OF_XDP).chain(OF_CLUSTER))
         .collect();
     let page = skep::server::metrics_page();
-    assert!(OF_XDP.iter().all(|name| page.contains(&format!("`{name}{{"))), "{page}");
+    let mut special = OF_XDP.iter().chain(&OF_CLUSTER);
+    assert!(special.all(|name| page.contains(&format!("`{name}{{"))), "{page}");
     let mut expressions: Vec<String> =
         rules().iter().map(|it| text(&it["expr"]).to_owned()).collect();
     expressions.extend(queries().into_iter().map(|it| it.expression));
