@@ -9,6 +9,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+/// The longest name of a cluster or of one of its nodes, in bytes.
+pub const CLUSTER_NAME_BYTES_MAX: usize = 32;
+
+/// Whether a text can be the name of a cluster or of one of its nodes: it is a part of subjects at
+/// the broker.
+pub fn is_cluster_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=CLUSTER_NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)
+}
+
 /// The 20 bytes that name a torrent: SHA-1 of its info dictionary (BEP 3), or the first 20 bytes of
 /// the SHA-256 for v2 torrents (BEP 52). The two are not distinguished.
 #[derive(

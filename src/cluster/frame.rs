@@ -95,7 +95,7 @@ impl fmt::Debug for ClusterSecret {
 }
 
 fn keyed(key: &[u8]) -> Hmac<Sha256> {
-    // HMAC takes keys of every length: there is no error to come.
+    // HMAC takes keys of every length, so this cannot fail.
     <Hmac<Sha256> as KeyInit>::new_from_slice(key).unwrap_or_else(|_| Hmac::new(&[0; 64].into()))
 }
 

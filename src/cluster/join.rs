@@ -1,7 +1,7 @@
 //! Gets the swarms of another node: at the start, and where frames of deltas were lost for good.
 //!
 //! ```text
-//! asking ─▶ fetching ─▶ done        asking: who has swarms? Those that are ready offer theirs.
+//! asking ─▶ fetching ─▶ done        asking: nodes that are ready offer their swarms.
 //!    ▲          │                   fetching: blocks in order, each confirmed; those that do not
 //!    └──────────┘ no blocks         come are requested again, then from another node.
 //! ```
@@ -273,8 +273,8 @@ impl Joiner {
         }
     }
 
-    /// Goes on where time has passed. Returns true if the join at the start has ended without the
-    /// swarms of another node.
+    /// Goes on where time has passed. Returns true if a join has ended without all swarms of another
+    /// node.
     pub(super) fn tick(&mut self, now: Now, is_connected: bool, out: &mut Outbox) -> bool {
         let Some(job) = &mut self.job else {
             if is_connected {
@@ -312,7 +312,7 @@ impl Joiner {
                     match others.pop() {
                         Some((from, _)) => job.fetch(now, from, others, &mut self.random, out),
                         None if job.is_first => job.phase = ask(now, &mut self.random, out),
-                        None => _ = self.end_without_offer(),
+                        None => return self.end_without_offer(),
                     }
                 } else if now.ns_since(*requested) >= BLOCK_NS_MAX {
                     *requested = now;
@@ -324,13 +324,12 @@ impl Joiner {
         }
     }
 
-    /// No node is ready. Returns whether this was the join at the start.
+    /// No node is ready, or none goes on: the join has ended.
     fn end_without_offer(&mut self) -> bool {
-        let is_first = self.is_first();
-        let count = if is_first { &mut self.counts.alone } else { &mut self.counts.failed };
+        let count = if self.is_first() { &mut self.counts.alone } else { &mut self.counts.failed };
         *count += 1;
         self.job = None;
-        is_first
+        true
     }
 
     fn begin_later(&mut self, now: Now, out: &mut Outbox) {

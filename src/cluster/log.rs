@@ -6,7 +6,7 @@
 //! | published …  | to be published …     | being filled
 //! ```
 //!
-//! The bytes of both parts together are bounded. When there are too many, the oldest frame is
+//! The bytes of both parts together are bounded, with what small frames cost besides their records. When there are too many, the oldest frame is
 //! removed: one that was published is no longer there for others; one that was not is lost, and
 //! others find a gap in the numbers.
 
@@ -18,6 +18,9 @@ use crate::store::PeerDelta;
 /// The longest payload of a frame of deltas, in bytes.
 pub(super) const DELTAS_BYTES_MAX: usize = 32 << 10;
 
+/// Bytes that a frame takes besides its records: its place in the log, and its allocation's share.
+const FRAME_BYTES: usize = size_of::<DeltaFrame>() + 32;
+
 /// A frame of deltas before it is sealed.
 #[derive(Debug, Default)]
 pub(super) struct DeltaFrame {
@@ -25,6 +28,12 @@ pub(super) struct DeltaFrame {
     pub(super) payload: Vec<u8>,
     /// Their number.
     pub(super) records: u32,
+}
+
+impl DeltaFrame {
+    fn bytes(&self) -> usize {
+        FRAME_BYTES + self.payload.len()
+    }
 }
 
 /// The frames of deltas of one node.
@@ -37,6 +46,8 @@ pub(super) struct DeltaLog {
     next_unsent: u64,
     /// Bytes of all frames.
     bytes: usize,
+    /// Bytes of those to be published.
+    unsent_bytes: usize,
     bytes_max: usize,
     /// The frame that is being filled.
     open: DeltaFrame,
@@ -48,7 +59,8 @@ impl DeltaLog {
     /// An empty log of at most `bytes_max` bytes, and one frame.
     pub(super) fn new(bytes_max: usize) -> Self {
         let (frames, open) = (VecDeque::new(), DeltaFrame::default());
-        Self { frames, first: 1, next_unsent: 1, bytes: 0, bytes_max, open, lost: 0 }
+        let (bytes, unsent_bytes) = (0, 0);
+        Self { frames, first: 1, next_unsent: 1, bytes, unsent_bytes, bytes_max, open, lost: 0 }
     }
 
     /// Adds a change.
@@ -70,7 +82,8 @@ impl DeltaLog {
         }
         let mut frame = std::mem::take(&mut self.open);
         frame.payload.shrink_to_fit();
-        self.bytes += frame.payload.len();
+        self.bytes += frame.bytes();
+        self.unsent_bytes += frame.bytes();
         self.frames.push_back(frame);
         while self.bytes > self.bytes_max && self.frames.len() > 1 {
             self.remove_first();
@@ -79,8 +92,9 @@ impl DeltaLog {
 
     fn remove_first(&mut self) {
         let Some(frame) = self.frames.pop_front() else { return };
-        self.bytes -= frame.payload.len();
+        self.bytes -= frame.bytes();
         if self.next_unsent == self.first {
+            self.unsent_bytes -= frame.bytes();
             self.lost += u64::from(frame.records);
             self.next_unsent += 1;
         }
@@ -93,6 +107,7 @@ impl DeltaLog {
         let at = usize::try_from(number - self.first).ok()?;
         let frame = self.frames.get(at)?;
         self.next_unsent += 1;
+        self.unsent_bytes -= frame.bytes();
         Some((number, frame))
     }
 
@@ -119,8 +134,7 @@ impl DeltaLog {
 
     /// Bytes to be published.
     pub(super) fn unsent_bytes(&self) -> usize {
-        let sent = self.frames.len() - self.unsent();
-        self.frames.iter().skip(sent).map(|it| it.payload.len()).sum()
+        self.unsent_bytes
     }
 
     /// Records that were never published.
@@ -182,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_oldest_frames_are_removed_and_those_not_published_are_lost() {
-        let mut log = DeltaLog::new(100 * 27);
+        let mut log = DeltaLog::new(100 * 27 + 4 * FRAME_BYTES);
         (0..4).for_each(|_| add_frame(&mut log, 25));
         assert_eq!(log.publish().unwrap().0, 1);
         add_frame(&mut log, 25);

@@ -3,15 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The longest name of a node, in bytes.
-pub const NAME_BYTES_MAX: usize = 32;
-
-/// Whether a text can be the name of a node or of a cluster: it is a part of subjects.
-pub fn is_name(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)
-}
-
 /// What a node does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -80,7 +71,7 @@ pub(super) struct Envelope {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Body {
-    /// To all: who can send swarms?
+    /// To all: a request for offers of swarms.
     Ask { nonce: u64 },
     /// This node can.
     Offer { nonce: u64, torrents: u64 },
@@ -99,16 +90,6 @@ pub(super) enum Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_parts_of_subjects() {
-        for name in ["a", "node-1", "0123456789abcdef0123456789abcdef"] {
-            assert!(is_name(name), "{name}");
-        }
-        for name in ["", "A", "a.b", "a b", "*", ">", "ä", "0123456789abcdef0123456789abcdef0"] {
-            assert!(!is_name(name), "{name}");
-        }
-    }
 
     #[test]
     fn a_newer_nodes_additional_fields_are_ignored_and_missing_ones_have_defaults() {

@@ -22,8 +22,8 @@
 //! Records are applied in the order in which the node that made them has sent them, each once. A
 //! frame that comes too early waits, and missing ones are requested from the node that made them,
 //! which keeps the latest. Where they are no longer kept, the peers that have announced since are
-//! sent as for a join. There is no order between nodes: of two changes to one peer, the
-//! one that arrives later counts, at each node.
+//! sent as for a join. Changes of different nodes are not ordered: of two to one
+//! peer, the one that arrives later counts, at each node.
 
 mod donor;
 mod frame;
@@ -42,7 +42,7 @@ mod view;
 
 pub use frame::{ClusterSecret, FrameError, FrameHead, FrameKey, FrameKind, node_hash};
 pub use join::{JoinCounts, JoinProgress};
-pub use message::{Fingerprint, NAME_BYTES_MAX, NodeState, is_name};
+pub use message::{Fingerprint, NodeState};
 pub use node::{Node, NodeOptions};
 pub use view::{ClusterView, LostCounts, NodeView, Readiness, ReceivedCounts};
 

@@ -11,7 +11,7 @@ use super::frame::{
 use super::join::{BlockTurn, Joiner};
 use super::leaves::Leaves;
 use super::log::DeltaLog;
-use super::message::{Body, Envelope, Fingerprint, Hello, NodeState, is_name};
+use super::message::{Body, Envelope, Fingerprint, Hello, NodeState};
 use super::order::{FRAMES_PER_REQUEST, FrameOrder, GapAction, Turn};
 use super::outbox::{Address, Outbox, Outgoing};
 use super::record;
@@ -23,7 +23,7 @@ use crate::store::{
     CompletedMerge, MergeResult, PeerDelta, RestoreCounts, RestoreOptions, Store, TorrentPart,
 };
 use crate::time::Now;
-use crate::types::Scope;
+use crate::types::{Scope, is_cluster_name};
 
 /// How often a node publishes its state.
 const HELLO_NS: u64 = 5_000_000_000;
@@ -177,7 +177,7 @@ impl Node {
         self.ring_lost += records;
     }
 
-    /// This process is about to end: nobody shall join from it.
+    /// This process is about to end: no node may begin a join from it.
     pub fn begin_drain(&mut self, at: Moment) {
         self.is_draining = true;
         self.log.end_frame();
@@ -345,7 +345,7 @@ impl Node {
     }
 
     fn add_remote(&mut self, at: Moment, name: &str, head: FrameHead) -> Option<&mut Remote> {
-        if !is_name(name) || node_hash(name) != head.node {
+        if !is_cluster_name(name) || node_hash(name) != head.node {
             self.received.foreign += 1;
             return None;
         }
@@ -447,7 +447,7 @@ impl Node {
         };
         let Envelope { from, to, body } = envelope;
         let is_for_this = to.is_none_or(|it| it == self.options.node);
-        if !is_for_this || !is_name(&from) || node_hash(&from) != head.node {
+        if !is_for_this || !is_cluster_name(&from) || node_hash(&from) != head.node {
             self.received.foreign += 1;
             return;
         }
@@ -546,7 +546,8 @@ impl Node {
         self.store.restore(terms, torrent, &mut self.random, counts);
     }
 
-    /// A join has ended: peers that left meanwhile leave again.
+    /// A join has ended, however: peers that left meanwhile leave again, and are forgotten. After a
+    /// later join they may be back.
     fn complete_join(&mut self, at: Moment) {
         let leaves: Vec<PeerDelta> = self.leaves.take().collect();
         for delta in leaves {

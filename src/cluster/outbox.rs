@@ -54,7 +54,7 @@ impl Outbox {
 
     /// Adds a message.
     pub(super) fn push(&mut self, message: Outgoing) {
-        // Requests come in answer to messages of others: whoever sends too many gets no response.
+        // Others cause these messages: beyond the bound they are dropped, and requested again.
         if self.waiting.len() < 2 * WAITING_MAX {
             self.waiting.push_back(message);
         }

@@ -602,3 +602,30 @@ fn local_addresses_of_others_are_not_stored_unless_wanted() {
         assert_eq!(view.received.not_stored, u64::from(!wanted));
     }
 }
+
+#[test]
+fn a_peer_that_left_during_a_join_that_failed_is_not_removed_by_a_later_one() {
+    let mut simulation = Simulation::new(14);
+    simulation.cut = [(0, 1), (0, 2), (1, 2)].into();
+    for number in 0..3 {
+        simulation.start(options(&format!("node-{number}")), 0);
+    }
+    simulation.run_ms(4000);
+    let view = |it: &Simulation| it.members[1].node.view(it.moment(1));
+    simulation.cut.remove(&(0, 1));
+    let mut steps = 0;
+    while view(&simulation).join.is_none() {
+        simulation.step();
+        steps += 1;
+        assert!(steps < 1000, "a join from node-0");
+    }
+    simulation.members[0].is_up = false;
+    let peer = |change| delta(1, 1, change);
+    simulation.change(1, &peer(present(0, false)));
+    simulation.change(1, &peer(DeltaChange::Left));
+    simulation.run_until(10_000, "given up", |it| view(it).joins.failed == 1);
+    simulation.change(1, &peer(present(0, false)));
+    simulation.cut.remove(&(1, 2));
+    simulation.run_until(15_000, "caught up", |it| view(it).joins.caught_up == 1);
+    assert_eq!(simulation.swarms(1).peers.len(), 1);
+}

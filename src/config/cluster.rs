@@ -11,6 +11,7 @@ use super::read::{self, ValueContext, ValueError};
 use super::relations::Conflict;
 use super::values::Value;
 use super::{Cluster, Config, ConfigFinding};
+use crate::types::{CLUSTER_NAME_BYTES_MAX, is_cluster_name};
 
 /// The port of NATS.
 const USUAL_PORT: u16 = 4222;
@@ -20,9 +21,6 @@ const SERVERS_MAX: usize = 32;
 
 /// Most bytes of a host name (RFC 1035).
 const HOST_BYTES_MAX: usize = 253;
-
-/// Most characters of the name of a cluster or a node.
-pub const NAME_CHARACTERS_MAX: usize = 32;
 
 /// The address of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,12 +168,6 @@ fn is_host(text: &str) -> bool {
         && !text.starts_with(['-', '.'])
 }
 
-/// Whether a text can be the name of a cluster or of a node: a part of NATS's subjects.
-pub fn is_cluster_name(text: &str) -> bool {
-    let is_fit = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-';
-    (1..=NAME_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(is_fit)
-}
-
 /// What several settings of the cluster together show.
 impl Config {
     /// Settings of the cluster that contradict each other.
@@ -186,7 +178,7 @@ impl Config {
             let is_default = key == "node" && name.is_empty();
             if !is_default && !is_cluster_name(name) {
                 let problem = format!(
-                    "{name:?} is not a name of 1 to {NAME_CHARACTERS_MAX} characters out of a-z, \
+                    "{name:?} is not a name of 1 to {CLUSTER_NAME_BYTES_MAX} characters out of a-z, \
                      0-9 and -"
                 );
                 all.push(Conflict::new(("cluster", key), &[], problem));
@@ -387,10 +379,11 @@ mod tests {
 
     #[test]
     fn names_are_parts_of_subjects() {
-        for name in ["skep", "a", "node-1", &"x".repeat(NAME_CHARACTERS_MAX)] {
+        for name in ["skep", "a", "node-1", &"x".repeat(CLUSTER_NAME_BYTES_MAX)] {
             assert!(is_cluster_name(name), "{name}");
         }
-        for name in ["", "Skep", "a.b", "a b", "a*", ">", "é", &"x".repeat(NAME_CHARACTERS_MAX + 1)]
+        for name in
+            ["", "Skep", "a.b", "a b", "a*", ">", "é", &"x".repeat(CLUSTER_NAME_BYTES_MAX + 1)]
         {
             assert!(!is_cluster_name(name), "{name}");
         }

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use read::{ValueContext, ValueError};
 
-pub use cluster::{NAME_CHARACTERS_MAX, ServerUrl, is_cluster_name};
+pub use cluster::ServerUrl;
 pub use error::{ConfigError, ConfigFinding, ConfigPlace, ConfigSeverity, ConfigTopic};
 pub use relations::token_fault;
 pub use source::{Assignment, ConfigReport, SettingsSource};
@@ -511,8 +511,9 @@ sections! {
         insecure: bool = false;
         /// Milliseconds for which changes are collected before they are sent.
         flush_ms: u32 = 50, in 1..=1000;
-        /// Most bytes of changes that wait to be sent while no broker can be reached, or a slow
-        /// one. The oldest are dropped beyond it; other nodes then ask for what they missed.
+        /// Most bytes of changes that are kept: those that wait because no broker can be reached,
+        /// or a slow one, and the latest that were sent, for nodes that missed them. The oldest
+        /// are dropped beyond it; nodes that lack them get the peers as at a start.
         queue: Bytes = Bytes(16 << 20), in 65536..=1073741824;
         /// Seconds after which a node that starts serves as ready, although it has not received
         /// everything from another one.

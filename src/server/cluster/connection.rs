@@ -1,4 +1,4 @@
-//! A connection to a broker, and why there is none.
+//! A connection to a broker, and the reasons of failures.
 //!
 //! A connection that is lost is not used again, although the library would make another one: while
 //! it does, `publish` waits, what is published meanwhile is sent late, and the reason of a failure
@@ -39,7 +39,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Most events that wait to be taken. They are few.
 const EVENTS_MAX: usize = 64;
 
-/// Why there is no connection.
+/// The reason of a failure, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ConnectionFailure {
     pub(super) cause: String,
@@ -61,7 +61,7 @@ pub(super) enum Activity {
 pub(super) enum Publication {
     /// It will be sent.
     Taken,
-    /// There is no room at the moment.
+    /// Not yet: the send queue is full.
     Full,
     /// It never will be.
     Refused(String),

@@ -8,7 +8,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `options` | settings, and what they name in files |
-//! | `connection` | a connection to a broker, and why there is none |
+//! | `connection` | a connection to a broker, and the reasons of failures |
 //! | `thread` | what is done at each turn |
 //! | `watch` | log lines about other nodes, each once |
 #![cfg_attr(not(feature = "cluster"), allow(dead_code, reason = "no settings ask for a thread"))]

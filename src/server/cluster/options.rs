@@ -20,11 +20,10 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use crate::client::tls::{self as client_tls, TlsConfigError, Trust};
 use crate::cluster::ClusterSecret;
-use crate::config::{
-    Cluster, Config, ConfigError, ConfigFinding, NAME_CHARACTERS_MAX, is_cluster_name,
-};
+use crate::config::{Cluster, Config, ConfigError, ConfigFinding};
 use crate::frontend::connection_id::KEY_BYTES;
 use crate::sys::regular_file;
+use crate::types::{CLUSTER_NAME_BYTES_MAX, is_cluster_name};
 
 /// Most bytes of a file with a secret.
 const FILE_BYTES_MAX: u64 = 16 << 10;
@@ -35,7 +34,7 @@ const OTHERS: u32 = 0o077;
 /// Names that hosts have that were given none: several nodes would have the same.
 const NAMES_OF_ANY_HOST: [&str; 3] = ["localhost", "none", "localhost-localdomain"];
 
-/// Bytes that nobody else may know.
+/// A secret: its `Debug` form hides the bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Hidden(pub(crate) Vec<u8>);
 
@@ -214,9 +213,9 @@ fn fit_name(host: &str) -> Option<String> {
     let fit = |it: char| if it.is_ascii_alphanumeric() { it.to_ascii_lowercase() } else { '-' };
     let name: String = host.chars().map(fit).collect();
     let name = name.trim_matches('-');
-    let name = if name.len() > NAME_CHARACTERS_MAX {
+    let name = if name.len() > CLUSTER_NAME_BYTES_MAX {
         let sum = format!("-{:08x}", crc32c::crc32c(host.as_bytes()));
-        format!("{}{sum}", &name[..NAME_CHARACTERS_MAX - sum.len()])
+        format!("{}{sum}", &name[..CLUSTER_NAME_BYTES_MAX - sum.len()])
     } else {
         name.to_owned()
     };
@@ -513,10 +512,10 @@ mod tests {
             ("tracker-1.eu-central-1.example.org", "tracker-1-eu-central-1-f2f1b2f6"),
         ] {
             let fit = fit_name(host).unwrap();
-            if host.len() <= NAME_CHARACTERS_MAX {
+            if host.len() <= CLUSTER_NAME_BYTES_MAX {
                 assert_eq!(fit, name);
             } else {
-                assert_eq!((fit.len(), &fit[..23]), (NAME_CHARACTERS_MAX, &name[..23]));
+                assert_eq!((fit.len(), &fit[..23]), (CLUSTER_NAME_BYTES_MAX, &name[..23]));
                 assert_ne!(fit, fit_name(&format!("{host}.")).unwrap(), "long names differ");
             }
             assert!(is_cluster_name(&fit), "{fit}");
