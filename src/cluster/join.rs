@@ -273,8 +273,8 @@ impl Joiner {
         }
     }
 
-    /// Goes on where time has passed. Returns true if a join has ended without all swarms of another
-    /// node.
+    /// Goes on where time has passed. Returns true if a join has ended without all swarms of
+    /// another node.
     pub(super) fn tick(&mut self, now: Now, is_connected: bool, out: &mut Outbox) -> bool {
         let Some(job) = &mut self.job else {
             if is_connected {

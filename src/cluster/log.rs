@@ -6,9 +6,9 @@
 //! | published …  | to be published …     | being filled
 //! ```
 //!
-//! The bytes of both parts together are bounded, with what small frames cost besides their records. When there are too many, the oldest frame is
-//! removed: one that was published is no longer there for others; one that was not is lost, and
-//! others find a gap in the numbers.
+//! The bytes of both parts together are bounded, with what small frames cost besides their records.
+//! When there are too many, the oldest frame is removed: one that was published is no longer there
+//! for others; one that was not is lost, and others find a gap in the numbers.
 
 use std::collections::VecDeque;
 

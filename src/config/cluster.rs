@@ -178,8 +178,8 @@ impl Config {
             let is_default = key == "node" && name.is_empty();
             if !is_default && !is_cluster_name(name) {
                 let problem = format!(
-                    "{name:?} is not a name of 1 to {CLUSTER_NAME_BYTES_MAX} characters out of a-z, \
-                     0-9 and -"
+                    "{name:?} is not a name of 1 to {CLUSTER_NAME_BYTES_MAX} characters out of \
+                     a-z, 0-9 and -"
                 );
                 all.push(Conflict::new(("cluster", key), &[], problem));
             }
