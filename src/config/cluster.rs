@@ -239,8 +239,8 @@ impl Cluster {
             return all;
         }
         if self.secret_file.is_empty() {
-            let problem = "is empty, but cluster.servers is set: nodes recognise each other's \
-                           messages by a secret; remedy: make one (openssl rand -hex 32 > \
+            let problem = "is empty, but cluster.servers is set: messages between nodes are \
+                           authenticated with a secret; remedy: make one (openssl rand -hex 32 > \
                            cluster.secret), give every node the same file, and name it here";
             all.push(Conflict::new(("cluster", "secret_file"), &[("cluster", "servers")], problem));
         }

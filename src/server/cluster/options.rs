@@ -25,6 +25,9 @@ use crate::frontend::connection_id::KEY_BYTES;
 use crate::sys::regular_file;
 use crate::types::{CLUSTER_NAME_BYTES_MAX, is_cluster_name};
 
+/// The setting of the secret.
+const SECRET_KEY: &str = "cluster.secret_file";
+
 /// Most bytes of a file with a secret.
 const FILE_BYTES_MAX: u64 = 16 << 10;
 
@@ -163,6 +166,10 @@ impl ClusterOptions {
             Ok(Some(_)) => Vec::new(),
             Err(error) => error.faults,
         };
+        if config.cluster.secret_file.is_empty() {
+            // Known from the settings alone, with a better remedy.
+            all.retain(|it| it.key.as_deref() != Some(SECRET_KEY));
+        }
         all.extend(Self::warnings(config));
         all
     }
@@ -223,7 +230,6 @@ fn fit_name(host: &str) -> Option<String> {
 }
 
 fn secret_of(section: &Cluster) -> Result<ClusterSecret, ConfigError> {
-    const KEY: &str = "cluster.secret_file";
     let path = Path::new(&section.secret_file);
     let make = format!("openssl rand -hex 32 > {}", path.display());
     let secret = read_short(path).map_err(|error| {
@@ -232,7 +238,7 @@ fn secret_of(section: &Cluster) -> Result<ClusterSecret, ConfigError> {
              give every node the same file, and let skep's user read it",
             path.display()
         );
-        ConfigError::at(KEY, problem)
+        ConfigError::at(SECRET_KEY, problem)
     })?;
     // A shorter one could be guessed.
     ClusterSecret::new(&secret.0).ok_or_else(|| {
@@ -243,7 +249,7 @@ fn secret_of(section: &Cluster) -> Result<ClusterSecret, ConfigError> {
             secret.0.len(),
             ClusterSecret::BYTES_MIN
         );
-        ConfigError::at(KEY, problem)
+        ConfigError::at(SECRET_KEY, problem)
     })
 }
 
@@ -409,6 +415,15 @@ mod tests {
         assert_eq!(texts.len(), 1, "{texts:?}");
         assert!(texts[0].starts_with(&format!("cluster.{setting}: ")), "{texts:?}");
         assert!(texts[0].contains(said) && texts[0].contains("remedy: "), "{texts:?}");
+    }
+
+    #[test]
+    fn a_secret_that_is_not_named_is_not_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path());
+        config.cluster.secret_file.clear();
+        let findings = ClusterOptions::findings(&config);
+        assert!(findings.is_empty(), "the settings say it: {findings:?}");
     }
 
     #[test]
